@@ -1,0 +1,53 @@
+"""Times peers against each other: one process, alternating order, every repeat kept."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+
+def interleaved(contestants: Mapping[str, Callable[[], object]], repeats: int = 7, warmup: int = 1) -> pd.DataFrame:
+    """Time each contestant `repeats` times in alternating order, so that drift of the machine hits all alike.
+
+    On CUDA the device is synchronised around each call.
+
+    Returns:
+        A frame with columns `name`, `repeat`, `seconds`.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats must be at least 1 and warmup at least 0, got {repeats} and {warmup}")
+    for _ in range(warmup):
+        for call in contestants.values():
+            call()
+    rows = []
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        names = list(contestants)
+        for repeat in range(repeats):
+            for name in names if repeat % 2 == 0 else reversed(names):
+                rows.append({"name": name, "repeat": repeat, "seconds": seconds(contestants[name])})
+    finally:
+        if was_enabled:
+            gc.enable()
+    return pd.DataFrame(rows)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call, in seconds."""
+    _synchronise()
+    start = time.perf_counter()
+    call()
+    _synchronise()
+    return time.perf_counter() - start
+
+
+def _synchronise() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
