@@ -1,0 +1,29 @@
+"""Shared test beds: data sets, models, training, reference models. Each part is imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "augment",
+    "batches",
+    "checkpoint",
+    "datasets",
+    "fetching",
+    "mixtures",
+    "models",
+    "sources",
+    "training",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
