@@ -1,0 +1,34 @@
+"""Curvature of models: matrix products, spectra, traces, linear solves. What several papers stand on."""
+
+from secondlook.curvature.cg import CGResult, cg
+from secondlook.curvature.estimate import Estimate
+from secondlook.curvature.flat import numel, pack, unpack
+from secondlook.curvature.hutchinson import diagonal, probe_vectors, trace
+from secondlook.curvature.lanczos import Eigenpairs, Krylov, block_lanczos, eigsh, lanczos
+from secondlook.curvature.linear import FunctionOperator, SymmetricOperator
+from secondlook.curvature.operators import FisherOperator, GGNOperator, HessianOperator
+from secondlook.curvature.slq import SpectralDensity, slq
+
+__all__ = [
+    "CGResult",
+    "Eigenpairs",
+    "Estimate",
+    "FisherOperator",
+    "FunctionOperator",
+    "GGNOperator",
+    "HessianOperator",
+    "Krylov",
+    "SpectralDensity",
+    "SymmetricOperator",
+    "block_lanczos",
+    "cg",
+    "diagonal",
+    "eigsh",
+    "lanczos",
+    "numel",
+    "pack",
+    "probe_vectors",
+    "slq",
+    "trace",
+    "unpack",
+]
