@@ -1,0 +1,354 @@
+"""What every optimizer of the family must do, whatever its rule. Add a factory to `FACTORIES` to join."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from secondlook.optimizers import AdaHessian, benchmark
+from secondlook.problems import datasets
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
+
+
+@dataclass(frozen=True)
+class Factory:
+    """How to make one optimizer, and what to expect of it."""
+
+    name: str
+    make: Callable[..., torch.optim.Optimizer]  # (params, **options)
+    lr: float  # a step size that makes progress on the harness's problems
+    invalid: tuple[tuple[str, Any], ...]  # (option, bad value): the error must name the option
+    random: bool = False  # draws random numbers: takes `generator=`
+    maximize: bool = True
+
+
+FACTORIES = [
+    Factory(
+        "adahessian",
+        AdaHessian,
+        lr=0.15,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("betas", (0.9, 1.0)),
+            ("betas", (-0.1, 0.9)),
+            ("eps", 0.0),
+            ("eps", -1e-8),
+            ("weight_decay", -0.1),
+            ("hessian_power", 1.5),
+            ("n_probes", 0),
+            ("n_probes", 1.5),
+            ("update_every", 0),
+        ),
+        random=True,
+    ),
+    # torch's own, to keep the harness itself honest
+    Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),
+    Factory("torch-sgd", torch.optim.SGD, lr=0.1, invalid=()),
+]
+every_optimizer = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.name)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make(factory: Factory, params: Any, seed: int = 0, **options: Any) -> torch.optim.Optimizer:
+    options = {"lr": factory.lr, **options}
+    if factory.random:
+        options["generator"] = seeded(seed)
+    return factory.make(params, **options)
+
+
+def take(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], steps: int) -> float:
+    value = torch.tensor(float("nan"))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward(create_graph=getattr(optimizer, "wants_graph", False))
+        optimizer.step()
+    return value.item()
+
+
+def quadratic(dim: int = 6, seed: int = 0) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    """A convex quadratic with coupled coordinates, its minimum 0 at 1."""
+    a = torch.randn(dim, dim, generator=seeded(seed), dtype=torch.float64)
+    h = a @ a.T / dim + torch.eye(dim, dtype=torch.float64)
+    w = torch.zeros(dim, dtype=torch.float64, requires_grad=True)
+    return w, lambda: 0.5 * (w - 1) @ h @ (w - 1)
+
+
+class Shapes(nn.Module):
+    """Parameters of ranks 0 to 4, all with curvature."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        g = seeded(seed)
+        for name, shape in {
+            "scale": (), "bias": (3,), "matrix": (3, 8), "line": (2, 2, 3), "kernel": (2, 1, 3, 3)
+        }.items():  # fmt: skip
+            value = torch.randn(shape, generator=g, dtype=torch.float64) * 0.4
+            self.register_parameter(name, nn.Parameter(value))
+        self.x = torch.randn(5, 1, 6, 4, generator=g, dtype=torch.float64)
+
+    def forward(self) -> torch.Tensor:
+        h = torch.tanh(nn.functional.conv2d(self.x, self.kernel)).flatten(2)  # [5, 2, 8]
+        h = h + torch.tanh(nn.functional.conv1d(h, self.line, padding=1))
+        out = self.scale * (h.mean(1) @ self.matrix.T) + self.bias
+        return (out - 1).pow(2).mean()
+
+
+def values(module: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+@every_optimizer
+def test_descends_a_quadratic(factory):
+    w, loss = quadratic()
+    optimizer = make(factory, [w])
+    start = loss().item()
+    take(optimizer, loss, 150)
+    assert loss().item() < 1e-2 * start
+
+
+@every_optimizer
+def test_every_rank_moves_and_descends(factory):
+    net = Shapes()
+    before, start = values(net), net().item()
+    take(make(factory, net.parameters()), net, 30)
+    assert net().item() < start
+    for old, new in zip(before, values(net), strict=True):
+        assert old.shape == new.shape
+        assert torch.isfinite(new).all()
+        assert not torch.equal(old, new)
+
+
+@every_optimizer
+def test_groups_keep_their_own_step_size(factory):
+    net = Shapes()
+    optimizer = make(factory, [{"params": [net.matrix], "lr": 0.0}, {"params": [net.bias, net.scale]}])
+    before = values(net)
+    take(optimizer, net, 2)
+    moved = dict(zip(dict(net.named_parameters()), map(torch.equal, before, values(net)), strict=True))
+    assert moved["matrix"]
+    assert not moved["bias"]
+    assert not moved["scale"]
+
+
+@every_optimizer
+def test_split_into_groups_changes_nothing(factory):
+    ends = []
+    for split in (False, True):
+        net = Shapes()
+        params = list(net.parameters())
+        optimizer = make(factory, [{"params": params[:2]}, {"params": params[2:]}] if split else params)
+        take(optimizer, net, 3)
+        ends.append(values(net))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@every_optimizer
+def test_a_group_can_be_added_later(factory):
+    net = Shapes()
+    params = list(net.parameters())
+    optimizer = make(factory, params[:2])
+    take(optimizer, net, 2)
+    before = values(net)
+    optimizer.add_param_group({"params": params[2:]})
+    take(optimizer, net, 1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, values(net), strict=True))
+
+
+@every_optimizer
+def test_resumed_run_continues_bit_for_bit(factory, tmp_path):
+    """Also the random stream: the second optimizer is seeded otherwise and must forget that."""
+    net = Shapes()
+    optimizer = make(factory, net.parameters(), seed=1)
+    take(optimizer, net, 4)
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    take(optimizer, net, 4)
+
+    twin = Shapes(seed=9)
+    resumed = make(factory, twin.parameters(), seed=2)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    twin.load_state_dict(checkpoint["net"])
+    twin.x = net.x
+    resumed.load_state_dict(checkpoint["optimizer"])
+    take(resumed, twin, 4)
+    assert all(torch.equal(a, b) for a, b in zip(values(net), values(twin), strict=True))
+
+
+@every_optimizer
+def test_same_seed_same_run(factory):
+    ends = []
+    for _ in range(2):
+        net = Shapes()
+        take(make(factory, net.parameters(), seed=3), net, 4)
+        ends.append(values(net))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@every_optimizer
+def test_maximize_mirrors_minimize(factory):
+    ends = []
+    for sign in (1, -1):
+        w, loss = quadratic()
+        if sign < 0 and not factory.maximize:
+            with pytest.raises((TypeError, ValueError), match="maximize"):
+                make(factory, [w], maximize=True)
+            return
+        optimizer = make(factory, [w], **({"maximize": True} if sign < 0 else {}))
+        take(optimizer, lambda sign=sign, loss=loss: sign * loss(), 5)
+        ends.append(w.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+
+
+@every_optimizer
+def test_zero_gradient_moves_nothing(factory):
+    """At a stationary point of a curved loss nothing has a reason to move."""
+    w = torch.ones(4, requires_grad=True)
+    optimizer = make(factory, [w])
+    take(optimizer, lambda: ((w - 1) ** 2).sum(), 3)
+    assert torch.equal(w.detach(), torch.ones(4))
+
+
+@every_optimizer
+def test_missing_gradients_are_skipped(factory):
+    used, unused = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    frozen = torch.ones(2)
+    optimizer = make(factory, [used, unused, frozen])
+    take(optimizer, lambda: (used**2).sum(), 3)
+    assert torch.equal(unused.detach(), torch.ones(2))
+    assert torch.equal(frozen, torch.ones(2))
+    assert not torch.equal(used.detach(), torch.ones(2))
+
+
+@every_optimizer
+def test_a_step_without_any_gradient_is_harmless(factory):
+    w = torch.ones(2, requires_grad=True)
+    make(factory, [w]).step()
+    assert torch.equal(w.detach(), torch.ones(2))
+
+
+@every_optimizer
+def test_no_parameters_is_an_error(factory):
+    with pytest.raises(ValueError, match="empty parameter list"):
+        make(factory, [])
+
+
+@pytest.mark.parametrize(
+    ("factory", "option", "value"),
+    [pytest.param(f, o, v, id=f"{f.name}-{o}-{v}") for f in FACTORIES for o, v in f.invalid],
+)
+def test_invalid_options_are_named(factory, option, value):
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match=option):
+        make(factory, [w], **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("factory", "option", "value"),
+    [
+        pytest.param(f, *next((o, v) for o, v in f.invalid if o == "lr"), id=f.name)
+        for f in FACTORIES
+        if any(o == "lr" for o, _ in f.invalid)
+    ],
+)
+def test_invalid_options_of_a_group_are_named(factory, option, value):
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match=option):
+        make(factory, [{"params": [w], option: value}])
+
+
+@every_optimizer
+def test_global_random_state_is_left_alone(factory):
+    net = Shapes()
+    before = torch.get_rng_state()
+    take(make(factory, net.parameters()), net, 2)
+    take(factory.make(net.parameters(), lr=factory.lr), net, 2)  # also without a generator of ours
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@every_optimizer
+def test_learning_rate_schedulers_drive_it(factory):
+    net = Shapes()
+    optimizer = make(factory, net.parameters())
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], gamma=0.0)
+    for _ in range(2):
+        take(optimizer, net, 1)
+        scheduler.step()
+    before = values(net)
+    take(optimizer, net, 1)
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    assert all(torch.equal(a, b) for a, b in zip(before, values(net), strict=True))
+
+
+@every_optimizer
+def test_closure_is_evaluated_and_returned(factory):
+    w, loss = quadratic()
+    optimizer = make(factory, [w])
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward(create_graph=getattr(optimizer, "wants_graph", False))
+        return value
+
+    expected, start = loss().item(), w.detach().clone()
+    assert optimizer.step(closure).item() == expected
+    assert not torch.equal(w.detach(), start)
+
+
+@every_optimizer
+def test_float32_stays_float32(factory):
+    net = Shapes().float()
+    net.x = net.x.float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="Using backward")
+        optimizer = make(factory, net.parameters())
+        take(optimizer, net, 2)
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+    for state in optimizer.state.values():
+        assert all(s.dtype == torch.float32 for s in state.values() if isinstance(s, torch.Tensor))
+
+
+# The benchmark, which takes any optimizer that passes the above.
+
+
+def test_benchmark_gives_every_method_the_same_learning_rates():
+    rates = benchmark.learning_rates(5)
+    assert rates == benchmark.learning_rates(5) == sorted(rates)
+    assert benchmark.LOWEST_LR <= rates[0] < rates[-1] <= benchmark.HIGHEST_LR
+
+
+@pytest.mark.parametrize("method", ["torch.optim", "torch.optim:", ":SGD", "torch.optim:NoSuch", "no_such_module:SGD"])
+def test_benchmark_names_a_method_it_cannot_import(method):
+    with pytest.raises(ValueError, match=r"method|import"):
+        benchmark._imported(method)
+
+
+def test_benchmark_takes_a_strangers_optimizer():
+    assert benchmark._imported("torch.optim:RMSprop") is torch.optim.RMSprop
+    with pytest.raises(TypeError, match="not callable"):
+        benchmark._imported("math:pi")
+
+
+@pytest.mark.parametrize("name", list(benchmark.METHODS))
+def test_benchmark_trains_a_task(name):
+    task = benchmark.TASKS["breast-cancer-logistic"]
+    data = datasets.load(task.data)
+    trial = benchmark._train(benchmark.METHODS[name], task, data, lr=0.03, seed=0, steps=20, every=10)
+    losses = trial.history.column("val_loss")
+    assert trial.history.column("step") == [10, 20]
+    assert losses[-1] < 0.5 * math.log(2)  # half of what guessing costs
+    assert 0 < trial.seconds[0] < trial.seconds[1]
+    torch.manual_seed(1)  # a run's draws come from its seed alone
+    again = benchmark._train(benchmark.METHODS[name], task, data, lr=0.03, seed=0, steps=20, every=10)
+    assert again.history.column("val_loss") == losses
