@@ -1,0 +1,23 @@
+"""Every family benchmark runs at smoke scale and speaks the tables' language."""
+
+import pandas as pd
+import pytest
+
+from secondlook.suite import benchmarks, registry, tables
+
+FAMILIES = [f for f in registry.FAMILIES if registry.benchmark_scales(f)]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_runs_beside_its_peers(family, tmp_path):
+    assert {"smoke", "laptop"} <= set(registry.benchmark_scales(family))
+    done, row = benchmarks.run(family, "smoke", tmp_path, "cpu")
+    assert row["status"] == "ok", row["note"]
+    table = tables.conform(pd.DataFrame(done.rows), tables.MEASUREMENTS)
+    assert table["method"].nunique() >= 2, "a benchmark compares"
+    assert (table["status"] == "ok").mean() > 0.5
+    timed = table[table["unit"].isin(["s", "ms"])]
+    assert len(timed)
+    tables.conform(pd.DataFrame([row]), tables.RUNS)
