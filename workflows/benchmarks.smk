@@ -1,0 +1,29 @@
+# Peer and family benchmarks. They time things, so each asks for every core and runs alone.
+BENCHMARKED = [
+    family for family in registry.FAMILIES if plainly(registry.benchmark_scales, family).get(SCALE) is not None
+]
+
+
+rule benchmark_family:
+    """Run one family's benchmark beside its peers."""
+    input:
+        lambda w: str(registry.PACKAGE / w.family / "benchmark.py"),
+    output:
+        R / "benchmarks" / "{family}.parquet",
+        R / "benchmarks" / "{family}.runs.parquet",
+    threads: 1000  # all there are
+    resources:
+        gpus=SETTINGS["gpus"],
+    shell:
+        "secondlook bench {wildcards.family} --scale {SCALE} --results {R} --device {SETTINGS[device]} --quiet"
+
+
+rule benchmarks:
+    """All benchmarks, and the site with them in it."""
+    input:
+        expand(R / "benchmarks" / "{family}.parquet", family=BENCHMARKED),
+        SITE,
+    output:
+        touch(R / "benchmarks" / ".reported"),
+    shell:
+        "secondlook report --scale {SCALE} --results {R}"

@@ -1,0 +1,63 @@
+# What one job runs is the scale's choice: a paper, an experiment, or a seed of it.
+plainly(layout.forget_failures, R)
+
+
+def config_of(slug, experiment, seed=None):
+    """Digest of all settings that decide an experiment's numbers: when it changes, the job runs again."""
+    job = plainly(runner.Job.of, PAPERS[slug], experiment, SCALE, seed)
+    return provenance.config_sha256(job.config)
+
+
+def needs_of(slug, experiment, seed=None):
+    """Code, data receipts and reference models that an experiment reads."""
+    paper = PAPERS[slug]
+    yield from (room(slug, name) for name in ("method.py", "experiment.py"))
+    yield from receipts(paper.data(experiment, SCALE))
+    for name, kind in paper.experiments[experiment].models.items():
+        seeds = range(paper.at(SCALE)[experiment].seeds) if seed is None else [seed]
+        yield from (str(R / "models" / name / f"seed{k}.json") for k in (seeds if kind == "per-seed" else [0]))
+
+
+if SETTINGS["job"] == "paper":
+
+    for slug, p in PAPERS.items():
+
+        rule:
+            name:
+                f"experiments_of_{slug}"
+            input:
+                sorted({need for e in p.at(SCALE) for need in needs_of(slug, e)}),
+            output:
+                parts("measurements", slug),
+                parts("runs", slug),
+            resources:
+                gpus=SETTINGS["gpus"],
+                mem_mb=max(s.mem_mb for s in p.at(SCALE).values()),
+                runtime=sum(s.runtime for s in p.at(SCALE).values()),
+            params:
+                slug=slug,
+                config=[config_of(slug, e) for e in p.at(SCALE)],
+            shell:
+                "secondlook run {params.slug} --scale {SCALE}"
+                " --results {R} --device {SETTINGS[device]} --quiet --keep-going"
+
+else:
+
+    rule experiment:
+        """Run one experiment, or one seed of it, and keep its measurements and their provenance."""
+        input:
+            lambda w: sorted(set(needs_of(w.paper, w.experiment, seed_of(w)))),
+        output:
+            R / "measurements" / "{paper}" / "{experiment}{seed}.parquet",
+            R / "runs" / "{paper}" / "{experiment}{seed}.parquet",
+        threads: 1
+        resources:
+            gpus=SETTINGS["gpus"],
+            mem_mb=lambda w, attempt: settings_of(w).mem_mb * attempt,
+            runtime=lambda w, attempt: settings_of(w).runtime * attempt,
+        params:
+            seed=lambda w: "" if seed_of(w) is None else f"--seed {seed_of(w)}",
+            config=lambda w: config_of(w.paper, w.experiment, seed_of(w)),
+        shell:
+            "secondlook run {wildcards.paper} {wildcards.experiment} --scale {SCALE} {params.seed}"
+            " --results {R} --device {SETTINGS[device]} --quiet --keep-going"
