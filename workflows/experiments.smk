@@ -1,4 +1,5 @@
-# What one job runs is the scale's choice: a paper, an experiment, or a seed of it.
+# What one job runs is the scale's choice: a batch of papers, an experiment, or a seed of it. The longest chains go first
+# (models 10, experiments 5, tables 2), so that the papers' notebooks fill the gaps at the end.
 plainly(layout.forget_failures, R)
 
 
@@ -18,27 +19,28 @@ def needs_of(slug, experiment, seed=None):
         yield from (str(R / "models" / name / f"seed{k}.json") for k in (seeds if kind == "per-seed" else [0]))
 
 
-if SETTINGS["job"] == "paper":
+if SETTINGS["job"] == "batch":
+    SLUGS = list(PAPERS)
+    COUNT = -(-len(SLUGS) // SETTINGS["papers"])
 
-    for slug, p in PAPERS.items():
+    for batch in (SLUGS[i::COUNT] for i in range(COUNT)):
 
         rule:
             name:
-                f"experiments_of_{slug}"
+                f"experiments_of_{batch[0]}"
             input:
-                sorted({need for e in p.at(SCALE) for need in needs_of(slug, e)}),
+                sorted({need for slug in batch for e in PAPERS[slug].at(SCALE) for need in needs_of(slug, e)}),
             output:
-                parts("measurements", slug),
-                parts("runs", slug),
+                [part for slug in batch for kind in ("measurements", "runs") for part in parts(kind, slug)],
+            priority: 5
             resources:
                 gpus=SETTINGS["gpus"],
-                mem_mb=max(s.mem_mb for s in p.at(SCALE).values()),
-                runtime=sum(s.runtime for s in p.at(SCALE).values()),
             params:
-                slug=slug,
-                config=[config_of(slug, e) for e in p.at(SCALE)],
+                slug=batch[0],
+                others=[f"--also {slug}" for slug in batch[1:]],
+                config=[config_of(slug, e) for slug in batch for e in PAPERS[slug].at(SCALE)],
             shell:
-                "secondlook run {params.slug} --scale {SCALE}"
+                "secondlook run {params.slug} {params.others} --scale {SCALE}"
                 " --results {R} --device {SETTINGS[device]} --quiet --keep-going"
 
 else:
@@ -50,6 +52,7 @@ else:
         output:
             R / "measurements" / "{paper}" / "{experiment}{seed}.parquet",
             R / "runs" / "{paper}" / "{experiment}{seed}.parquet",
+        priority: 5
         threads: 1
         resources:
             gpus=SETTINGS["gpus"],

@@ -1,18 +1,53 @@
 # Reference models that several papers stand on, each trained once.
+def recipe(model):
+    return str(registry.PACKAGE / "problems" / "zoo" / f"{model.replace('-', '_')}.py")
 
 
-rule model:
-    """Train one reference model from one seed."""
-    input:
-        lambda w: str(registry.PACKAGE / "problems" / "zoo" / f"{w.model.replace('-', '_')}.py"),
-    output:
-        R / "models" / "{model}" / "seed{k}.json",
-    priority: 10  # several papers wait for each model
-    threads: 1
-    resources:
-        gpus=SETTINGS["gpus"],
-        mem_mb=lambda w, attempt: 4000 * attempt,
-        runtime=60,
-    shell:
-        "secondlook train {wildcards.model} --scale {SCALE} --seed {wildcards.k}"
-        " --results {R} --device {SETTINGS[device]}"
+def seeds_needed():
+    """{model: seeds} of all papers at this scale."""
+    needed = {}
+    for paper in PAPERS.values():
+        for experiment, settings in paper.at(SCALE).items():
+            for model, kind in paper.experiments[experiment].models.items():
+                needed.setdefault(model, set()).update(range(settings.seeds if kind == "per-seed" else 1))
+    return needed
+
+
+if SETTINGS["job"] == "batch":
+
+    for model, seeds in seeds_needed().items():
+
+        rule:
+            name:
+                f"train_{model}"
+            input:
+                recipe(model),
+            output:
+                [R / "models" / model / f"seed{k}.json" for k in sorted(seeds)],
+            priority: 10  # several papers wait for each model
+            resources:
+                gpus=SETTINGS["gpus"],
+            params:
+                model=model,
+                seeds=[f"--seed {k}" for k in sorted(seeds)],
+            shell:
+                "secondlook train {params.model} {params.seeds} --scale {SCALE}"
+                " --results {R} --device {SETTINGS[device]}"
+
+else:
+
+    rule model:
+        """Train one reference model from one seed."""
+        input:
+            lambda w: recipe(w.model),
+        output:
+            R / "models" / "{model}" / "seed{k}.json",
+        priority: 10  # several papers wait for each model
+        threads: 1
+        resources:
+            gpus=SETTINGS["gpus"],
+            mem_mb=lambda w, attempt: 4000 * attempt,
+            runtime=60,
+        shell:
+            "secondlook train {wildcards.model} --scale {SCALE} --seed {wildcards.k}"
+            " --results {R} --device {SETTINGS[device]}"

@@ -42,6 +42,7 @@ rule scoreboard_notebook:
             caption="captions/notebook.rst",
             category="Notebooks",
         ),
+    priority: 2
     threads: 1
     shell:
         "secondlook notebook scoreboard --scale {SCALE} --results {R}"

@@ -21,6 +21,7 @@ rule assess:
             subcategory="{paper}",
             labels={"figure": "{name}"},
         ),
+    priority: 2
     threads: 1
     shell:
         "secondlook assess {wildcards.paper} --scale {SCALE} --results {R}"
@@ -47,6 +48,7 @@ rule tables:
             caption="captions/table.rst",
             category="Tables",
         ),
+    priority: 2
     threads: 1
     shell:
         "secondlook collect --scale {SCALE} --results {R}"

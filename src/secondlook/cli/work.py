@@ -37,21 +37,23 @@ def run(
     results: ResultsOption = None,
     threads: ThreadsOption = 1,
     quiet: QuietOption = False,
+    also: Annotated[list[str] | None, typer.Option(hidden=True, help="Another paper, in the same process.")] = None,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Record a crash and exit with success.")] = False,
 ) -> None:
     """Run a paper's experiments without Snakemake, training what they need first."""
     _threads(threads)
     from secondlook.suite import runner
 
-    p, where, folder = registry.paper(paper), scales.resolve_device(scale, device), results_of(results, scale)
-    names = [experiment] if experiment else list(p.at(scale))
-    if not names:
-        raise SecondLookError(f"{p.slug} has no experiment at scale {scale!r}; see `secondlook show {p.slug}`")
-    jobs = [runner.Job.of(p, name, scale, seed) for name in names]
-    failed = []
+    where, folder = scales.resolve_device(scale, device), results_of(results, scale)
+    jobs, failed = [], []
+    for p in map(registry.paper, (paper, *(also or ()))):
+        names = [experiment] if experiment else list(p.at(scale))
+        if not names:
+            raise SecondLookError(f"{p.slug} has no experiment at scale {scale!r}; see `secondlook show {p.slug}`")
+        jobs += [runner.Job.of(p, name, scale, seed) for name in names]
     for job in jobs:
         _train_needs(job, folder, where)
-        label = f"{p.slug}/{job.experiment}"
+        label = f"{job.paper.slug}/{job.experiment}"
         if not quiet:
             err.print(f"[bold]{label}[/] at {scale}, seeds {' '.join(map(str, job.seeds))}, on {where}")
         done, row = runner.run(job, folder, where, runner.silent if quiet else live)
@@ -111,7 +113,7 @@ def _summary(done, seconds: float) -> None:
 def train(
     model: Annotated[str, typer.Argument(help="A reference model, for instance `char-gpt`.")],
     scale: ScaleOption = "laptop",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[list[int] | None, typer.Option(help="Give it again for more seeds; 0 when left out.")] = None,
     device: DeviceOption = "auto",
     results: ResultsOption = None,
     threads: ThreadsOption = 1,
@@ -119,7 +121,10 @@ def train(
 ) -> None:
     """Train a reference model."""
     _threads(threads)
-    _train(model, scale, seed, results_of(results, scale), scales.resolve_device(scale, device), quiet)
+    if any(s < 0 for s in seed or ()):
+        raise SecondLookError(f"seeds are whole numbers from 0 on, got {min(seed or ())}")
+    for s in seed or [0]:
+        _train(model, scale, s, results_of(results, scale), scales.resolve_device(scale, device), quiet)
 
 
 def _train(model: str, scale: str, seed: int, folder: Path, device: str, quiet: bool) -> None:

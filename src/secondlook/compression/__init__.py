@@ -1,11 +1,10 @@
 """Smaller networks with the same answers: quantization, pruning and low-rank forms guided by curvature."""
 
-from secondlook.compression.gptq import (
-    GPTQCalibrator,
-    gptq_quantize,
-    obq_quantize,
-    quantize_sequential,
-    rtn_quantize,
-)
+import lazy_loader
 
-__all__ = ["GPTQCalibrator", "gptq_quantize", "obq_quantize", "quantize_sequential", "rtn_quantize"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "gptq": ["GPTQCalibrator", "gptq_quantize", "obq_quantize", "quantize_sequential", "rtn_quantize"],
+    },
+)

@@ -1,5 +1,10 @@
 """What a training example does to a trained model: influence, attribution and data selection."""
 
-from secondlook.influence.ekfac_influence import EKFACInfluence
+import lazy_loader
 
-__all__ = ["EKFACInfluence"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "ekfac_influence": ["EKFACInfluence"],
+    },
+)

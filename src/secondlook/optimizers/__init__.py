@@ -1,5 +1,10 @@
 """Optimizers that use second-order information, and the common protocol that compares them."""
 
-from secondlook.optimizers.adahessian import AdaHessian, hutchinson_diag
+import lazy_loader
 
-__all__ = ["AdaHessian", "hutchinson_diag"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "adahessian": ["AdaHessian", "hutchinson_diag"],
+    },
+)

@@ -1,5 +1,10 @@
 """Representation, scaling laws and data: what is learned, and how it grows."""
 
-from secondlook.representation.step_law import StepLaw, bowl, fit_step_law, loss_gap
+import lazy_loader
 
-__all__ = ["StepLaw", "bowl", "fit_step_law", "loss_gap"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "step_law": ["StepLaw", "bowl", "fit_step_law", "loss_gap"],
+    },
+)

@@ -1,13 +1,10 @@
 """Samplers: solving the diffusion ODE in few model evaluations."""
 
-from secondlook.samplers.dpm_solver_v3 import (
-    DDIM,
-    EMS,
-    DPMSolverPP,
-    DPMSolverV3,
-    RungeKutta,
-    UniPC,
-    compute_ems,
-)
+import lazy_loader
 
-__all__ = ["DDIM", "EMS", "DPMSolverPP", "DPMSolverV3", "RungeKutta", "UniPC", "compute_ems"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dpm_solver_v3": ["DDIM", "EMS", "DPMSolverPP", "DPMSolverV3", "RungeKutta", "UniPC", "compute_ems"],
+    },
+)

@@ -1,5 +1,10 @@
 """Scientific computing: special functions, simulation and the physical sciences."""
 
-from secondlook.scientific.log_bessel_gpu import VonMisesFisher, bessel_ratio, log_iv, log_kv
+import lazy_loader
 
-__all__ = ["VonMisesFisher", "bessel_ratio", "log_iv", "log_kv"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "log_bessel_gpu": ["VonMisesFisher", "bessel_ratio", "log_iv", "log_kv"],
+    },
+)

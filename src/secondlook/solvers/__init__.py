@@ -1,5 +1,10 @@
 """Solvers: optimal transport and linear systems."""
 
-from .sinkhorn_newton_sparse import OTResult, sinkhorn, sns
+import lazy_loader
 
-__all__ = ["OTResult", "sinkhorn", "sns"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "sinkhorn_newton_sparse": ["OTResult", "sinkhorn", "sns"],
+    },
+)

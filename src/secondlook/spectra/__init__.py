@@ -1,13 +1,18 @@
 """Spectra: what the eigenvalues of Hessians and other large matrices say."""
 
-from .overparametrized_hessian import (
-    Spectrum,
-    barrier,
-    bulk_and_outliers,
-    full_hessian,
-    gauss_newton,
-    gn_split,
-    segment_loss,
-)
+import lazy_loader
 
-__all__ = ["Spectrum", "barrier", "bulk_and_outliers", "full_hessian", "gauss_newton", "gn_split", "segment_loss"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "overparametrized_hessian": [
+            "Spectrum",
+            "barrier",
+            "bulk_and_outliers",
+            "full_hessian",
+            "gauss_newton",
+            "gn_split",
+            "segment_loss",
+        ],
+    },
+)

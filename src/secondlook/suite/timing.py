@@ -25,7 +25,6 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], repeats: int = 
             call()
     rows = []
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         names = list(contestants)

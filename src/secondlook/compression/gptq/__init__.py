@@ -1,27 +1,13 @@
 """GPTQ, its greedy predecessor OBQ, and round-to-nearest, on the same grids."""
 
-from secondlook.compression.gptq.grid import Grid, QuantizedWeight, fit_grid, output_error, rtn_quantize
-from secondlook.compression.gptq.method import GPTQCalibrator, gptq_quantize, inverse_cholesky
-from secondlook.compression.gptq.obq import obq_quantize
-from secondlook.compression.gptq.sequential import (
-    QuantizedModel,
-    block_inputs,
-    collect_hessians,
-    quantize_sequential,
-)
+import lazy_loader
 
-__all__ = [
-    "GPTQCalibrator",
-    "Grid",
-    "QuantizedModel",
-    "QuantizedWeight",
-    "block_inputs",
-    "collect_hessians",
-    "fit_grid",
-    "gptq_quantize",
-    "inverse_cholesky",
-    "obq_quantize",
-    "output_error",
-    "quantize_sequential",
-    "rtn_quantize",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "grid": ["Grid", "QuantizedWeight", "fit_grid", "output_error", "rtn_quantize"],
+        "method": ["GPTQCalibrator", "gptq_quantize", "inverse_cholesky"],
+        "obq": ["obq_quantize"],
+        "sequential": ["QuantizedModel", "block_inputs", "collect_hessians", "quantize_sequential"],
+    },
+)

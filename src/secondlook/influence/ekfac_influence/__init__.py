@@ -1,19 +1,14 @@
 """Influence functions with EK-FAC (Grosse et al., 2023)."""
 
-from secondlook.influence.ekfac_influence.exact import cg_solver, dense_solver
-from secondlook.influence.ekfac_influence.lissa import lissa_solver
-from secondlook.influence.ekfac_influence.losses import CrossEntropy, HalfSquaredError, OutputLoss
-from secondlook.influence.ekfac_influence.method import EKFACInfluence
-from secondlook.influence.ekfac_influence.pbrf import pbrf, response
+import lazy_loader
 
-__all__ = [
-    "CrossEntropy",
-    "EKFACInfluence",
-    "HalfSquaredError",
-    "OutputLoss",
-    "cg_solver",
-    "dense_solver",
-    "lissa_solver",
-    "pbrf",
-    "response",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "exact": ["cg_solver", "dense_solver"],
+        "lissa": ["lissa_solver"],
+        "losses": ["CrossEntropy", "HalfSquaredError", "OutputLoss"],
+        "method": ["EKFACInfluence"],
+        "proximal": ["pbrf", "response"],
+    },
+)

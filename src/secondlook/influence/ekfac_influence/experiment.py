@@ -17,7 +17,7 @@ from secondlook.influence.ekfac_influence.ensemble import losses, train_ensemble
 from secondlook.influence.ekfac_influence.exact import Solver, cg_solver, dense_solver
 from secondlook.influence.ekfac_influence.lissa import lissa_solver
 from secondlook.influence.ekfac_influence.method import EKFACInfluence
-from secondlook.influence.ekfac_influence.pbrf import pbrf, response
+from secondlook.influence.ekfac_influence.proximal import pbrf, response
 from secondlook.influence.ekfac_influence.setting import Trained, draw, generator, train
 from secondlook.problems import datasets, zoo
 from secondlook.suite.runner import Run
@@ -109,12 +109,23 @@ def low_rank(run: Run, *, ranks: Sequence[int], fitted: int, queries: int, candi
 
 
 def cost(
-    run: Run, *, task: str, steps: int, batch_size: int, counts: Sequence[int], candidates: int, lissa_batch: int
+    run: Run,
+    *,
+    task: str,
+    steps: int,
+    batch_size: int,
+    counts: Sequence[int],
+    candidates: int,
+    lissa_batch: int,
+    lissa_depth: int | None = None,
 ) -> None:
-    """Seconds for a number of queries, fits included: EK-FAC, LiSSA one query at a time, and LiSSA all at once."""
+    """Seconds for a number of queries, fits included: EK-FAC, LiSSA one query at a time, and LiSSA all at once.
+
+    LiSSA takes `lissa_depth` steps a query, as many as there are training points unless told otherwise.
+    """
     trained = train(task, run.seeds, steps=steps, batch_size=batch_size, device=run.device)
     for seed in run.track(run.seeds, "seeds"):
-        calls = contestants(trained, seed, candidates, lissa_batch, run.device)
+        calls = contestants(trained, seed, candidates, lissa_batch, lissa_depth, run.device)
         x, y = draw(trained.data.test, max(counts), generator(seed, 1))
         calls["ekfac"]((x, y))  # warm up: its milliseconds would show it
         for count in counts:
@@ -128,11 +139,11 @@ def cost(
 def typical_seconds(call: Callable[[], object]) -> float:
     """Wall time of a call; the median of up to nine where it takes only milliseconds."""
     first = seconds(call)
-    return median([first, *(seconds(call) for _ in range(min(8, int(0.4 / first))))])
+    return median([first, *(seconds(call) for _ in range(min(8, int(0.1 / first))))])
 
 
 def contestants(
-    trained: Trained, seed: int, candidates: int, lissa_batch: int, device: str
+    trained: Trained, seed: int, candidates: int, lissa_batch: int, lissa_depth: int | None, device: str
 ) -> dict[str, Callable[[Batch], Tensor]]:
     """From queries to scores on `candidates` training points, with everything that has to be fitted on the way."""
     network, loss, x = trained.networks[seed], trained.task.loss, trained.data.train.x
@@ -146,7 +157,9 @@ def contestants(
 
     def lissa(query: Batch, at_once: int) -> Tensor:
         g = generator(seed, 3)
-        solve = lissa_solver(network, x, loss, damping, depth=len(x), batch_size=lissa_batch, generator=g)
+        solve = lissa_solver(
+            network, x, loss, damping, depth=lissa_depth or len(x), batch_size=lissa_batch, generator=g
+        )
         parts = zip(*(t.split(at_once) for t in query), strict=True)
         solved = [solve(plain.gradients([part])) for part in parts]
         return plain.scores_along({n: torch.cat([v[n] for v in solved]) for n in damping}, points)

@@ -1,5 +1,10 @@
 """ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning (Yao et al. 2020)."""
 
-from secondlook.optimizers.adahessian.method import AdaHessian, hutchinson_diag, sign_vectors, spatial_mean
+import lazy_loader
 
-__all__ = ["AdaHessian", "hutchinson_diag", "sign_vectors", "spatial_mean"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "method": ["AdaHessian", "hutchinson_diag", "sign_vectors", "spatial_mean"],
+    },
+)

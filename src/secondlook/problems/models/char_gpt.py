@@ -44,13 +44,12 @@ class CharGPT(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads; choose a multiple")
         self.context = context
-        with torch.device("meta"):  # PyTorch's own initialisation would draw from the global stream
+        with torch.random.fork_rng(devices=[]):  # PyTorch's own initialisation draws from the global stream
             self.token = nn.Embedding(vocabulary, width)
             self.position = nn.Embedding(context, width)
             self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
             self.norm = nn.LayerNorm(width)
             self.head = nn.Linear(width, vocabulary, bias=False)
-        self.to_empty(device="cpu")
         self.reset_parameters(generator or torch.Generator().manual_seed(0))
 
     @torch.no_grad()

@@ -21,13 +21,12 @@ def initialised(
 ) -> M:
     """Build a model and draw its weights from ``generator`` (None: seed 0), on the CPU.
 
-    ``build`` runs on the meta device, where PyTorch's own initialisation draws nothing. ``weights`` (default
-    `uniform`) then fills every linear and convolution layer; all other layers are reset to their start values.
+    ``build`` runs with the global stream put aside, for PyTorch's own initialisation draws from it. ``weights``
+    (default `uniform`) then fills every linear and convolution layer; all other layers are reset to their start values.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # not the meta device: to_empty would load sympy
         model = build()
-    model.to_empty(device="cpu")
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):

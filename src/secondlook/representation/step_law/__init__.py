@@ -1,5 +1,10 @@
 """Predictable Scale, Part I: power laws for the best learning rate and batch size."""
 
-from secondlook.representation.step_law.method import Bowl, StepLaw, bowl, fit_step_law, loss_gap, near_best
+import lazy_loader
 
-__all__ = ["Bowl", "StepLaw", "bowl", "fit_step_law", "loss_gap", "near_best"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "method": ["Bowl", "StepLaw", "bowl", "fit_step_law", "loss_gap", "near_best"],
+    },
+)

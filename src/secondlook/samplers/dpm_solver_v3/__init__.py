@@ -1,19 +1,13 @@
 """DPM-Solver-v3: fast diffusion ODE sampling with empirical model statistics, and the solvers it is compared
 with."""
 
-from secondlook.samplers.dpm_solver_v3.baselines import DDIM, DPMSolverPP, RungeKutta, UniPC
-from secondlook.samplers.dpm_solver_v3.method import EMS, DPMSolverV3, compute_ems
-from secondlook.samplers.dpm_solver_v3.schedule import EDMSchedule, Schedule, VPSchedule
+import lazy_loader
 
-__all__ = [
-    "DDIM",
-    "EMS",
-    "DPMSolverPP",
-    "DPMSolverV3",
-    "EDMSchedule",
-    "RungeKutta",
-    "Schedule",
-    "UniPC",
-    "VPSchedule",
-    "compute_ems",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "baselines": ["DDIM", "DPMSolverPP", "RungeKutta", "UniPC"],
+        "method": ["EMS", "DPMSolverV3", "compute_ems"],
+        "schedule": ["EDMSchedule", "Schedule", "VPSchedule"],
+    },
+)

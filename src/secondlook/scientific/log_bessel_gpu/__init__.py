@@ -1,6 +1,11 @@
 """Accurate Computation of the Logarithm of Modified Bessel Functions on GPUs."""
 
-from secondlook.scientific.log_bessel_gpu.method import bessel_ratio, log_iv, log_kv
-from secondlook.scientific.log_bessel_gpu.vmf import Fit, VonMisesFisher
+import lazy_loader
 
-__all__ = ["Fit", "VonMisesFisher", "bessel_ratio", "log_iv", "log_kv"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "method": ["bessel_ratio", "log_iv", "log_kv"],
+        "vmf": ["Fit", "VonMisesFisher"],
+    },
+)

@@ -1,23 +1,19 @@
 """Accelerating Sinkhorn Algorithm with Sparse Newton Iterations (2024)."""
 
-from .method import (
-    OTResult,
-    dual_hessian,
-    dual_value,
-    largest,
-    newton_direction,
-    sinkhorn,
-    sns,
-    transport_plan,
-)
+import lazy_loader
 
-__all__ = [
-    "OTResult",
-    "dual_hessian",
-    "dual_value",
-    "largest",
-    "newton_direction",
-    "sinkhorn",
-    "sns",
-    "transport_plan",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "method": [
+            "OTResult",
+            "dual_hessian",
+            "dual_value",
+            "largest",
+            "newton_direction",
+            "sinkhorn",
+            "sns",
+            "transport_plan",
+        ],
+    },
+)
