@@ -178,6 +178,9 @@ def test_forms():
     assert slope.effect == pytest.approx(-0.5)
     rank = evaluate(value(form="correlation", **{"is": "below"}, than=-0.8), series)
     assert rank.effect == pytest.approx(-1)
+    scattered = pd.concat([rows(step=s, new=[s, v]) for s, v in ((1, 2), (4, 3), (16, 1))])
+    wide = evaluate(value(form="correlation", **{"is": "above"}, than=0), scattered)
+    assert (wide.low, wide.high) == (-1, 1)
     xy = pd.concat([series, series.assign(method="old", value=-series["value"])])
     both = {"of": None, "x": {"method": "new"}, "y": {"method": "old"}}
     assert evaluate(value(form="correlation", **both, **{"is": "below"}, than=0), xy).effect == pytest.approx(-1)

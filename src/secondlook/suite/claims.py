@@ -73,6 +73,8 @@ def evaluate(test: ClaimTest, table: pd.DataFrame, deterministic: bool = False) 
         outcome = replace(outcome, p_for=None, p_against=None)
     if log:
         outcome = replace(outcome, effect=math.exp(e.mean), low=math.exp(e.low), high=math.exp(e.high))
+    if test.form == "correlation":  # no coefficient lies beyond 1
+        outcome = replace(outcome, low=max(e.low, -1.0), high=min(e.high, 1.0))
     return replace(outcome, note=note)
 
 
