@@ -4,6 +4,8 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from torch import nn
 
 from secondlook.optimizers import AdaHessian, benchmark
-from secondlook.problems import datasets
+from secondlook.problems import tasks
+from secondlook.problems.training import History
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
 
@@ -331,24 +334,59 @@ def test_benchmark_gives_every_method_the_same_learning_rates():
 @pytest.mark.parametrize("method", ["torch.optim", "torch.optim:", ":SGD", "torch.optim:NoSuch", "no_such_module:SGD"])
 def test_benchmark_names_a_method_it_cannot_import(method):
     with pytest.raises(ValueError, match=r"method|import"):
-        benchmark._imported(method)
+        benchmark.imported(method)
 
 
 def test_benchmark_takes_a_strangers_optimizer():
-    assert benchmark._imported("torch.optim:RMSprop") is torch.optim.RMSprop
+    assert benchmark.imported("torch.optim:RMSprop") is torch.optim.RMSprop
     with pytest.raises(TypeError, match="not callable"):
-        benchmark._imported("math:pi")
+        benchmark.imported("math:pi")
 
 
 @pytest.mark.parametrize("name", list(benchmark.METHODS))
 def test_benchmark_trains_a_task(name):
-    task = benchmark.TASKS["breast-cancer-logistic"]
-    data = datasets.load(task.data)
-    trial = benchmark._train(benchmark.METHODS[name], task, data, lr=0.03, seed=0, steps=20, every=10)
+    run = partial(benchmark.train, benchmark.METHODS[name], "breast-cancer-logistic", lr=0.03, seed=0, device="cpu")
+    trial = run(rows=2, steps=20)
     losses = trial.history.column("val_loss")
     assert trial.history.column("step") == [10, 20]
-    assert losses[-1] < 0.5 * math.log(2)  # half of what guessing costs
+    assert losses[-1] < 0.6 * math.log(2)  # well below what guessing costs
     assert 0 < trial.seconds[0] < trial.seconds[1]
     torch.manual_seed(1)  # a run's draws come from its seed alone
-    again = benchmark._train(benchmark.METHODS[name], task, data, lr=0.03, seed=0, steps=20, every=10)
-    assert again.history.column("val_loss") == losses
+    assert run(rows=2, steps=20).history.column("val_loss") == losses
+
+
+@pytest.mark.parametrize("name", [n for n in tasks.TASKS if n in benchmark.SCALES["laptop"]["problems"]])
+def test_every_task_trains(name):
+    trial = benchmark.train(torch.optim.Adam, name, lr=3e-3, seed=0, device="cpu", rows=2, steps=10)
+    first, last = trial.history.column("val_loss")
+    assert last < first
+    assert not trial.history.diverged
+    assert tasks.TASKS[name].target > 0
+
+
+@pytest.mark.parametrize("name", ["pydoc-transformer", "pydoc-lstm", "heat-pinn", "digits-resnet"])
+def test_tasks_can_be_differentiated_twice(name):
+    trial = benchmark.train(benchmark.METHODS["adahessian"], name, lr=0.05, seed=0, device="cpu", rows=1, steps=3)
+    assert math.isfinite(trial.final)
+
+
+def test_profiles_count_tasks_within_a_factor_of_the_best():
+    def trial(steps: float) -> benchmark.Trial:
+        history = History([{"step": steps, "val_loss": 0.0}] if steps else [])
+        return benchmark.Trial(1.0, history, [steps])
+
+    kept = {}
+    run = SimpleNamespace(record=lambda metric, value, **at: kept.update({(metric, at["method"], at["step"]): value}))
+    needed = {
+        ("p", "fast"): 10,
+        ("p", "slow"): 25,
+        ("q", "fast"): 30,
+        ("q", "slow"): 20,
+        ("r", "fast"): 0,
+        ("r", "slow"): 0,
+    }
+    benchmark.profiles(run, {k: [trial(v)] for k, v in needed.items()}, ["fast", "slow"], ["p", "q", "r"], seeds=1)
+    assert kept["profile_steps", "fast", 1.0] == pytest.approx(100 / 3)
+    assert kept["profile_steps", "fast", 1.5] == pytest.approx(200 / 3)  # at the edge counts
+    assert kept["profile_steps", "slow", 2.0] == pytest.approx(100 / 3)
+    assert kept["profile_time", "slow", 3.0] == pytest.approx(200 / 3)  # nobody solves r

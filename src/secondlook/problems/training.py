@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secondlook.problems import checkpoint as state_files
 from secondlook.problems.batches import Minibatches, minibatches
@@ -188,7 +190,9 @@ def _update(
     @torch.enable_grad()
     def gradients() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        value = loss(model, batch)
+        # Fused attention kernels cannot be differentiated twice; the plain ones can.
+        with sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
+            value = loss(model, batch)
         if graph:  # backward(create_graph=True) would leave a reference cycle behind
             parameters = [p for p in model.parameters() if p.requires_grad]
             found = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
