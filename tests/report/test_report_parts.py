@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from subprocess import run
 
@@ -219,8 +221,61 @@ def test_dot_plot_stays_on_its_axis(pairs):
 def test_results_of_other_scales_stand_beside_ones_own(results):
     paper = example()
     found = evidence.of_paper(results, "laptop", "gptq")
-    assert [label for label, _ in found.verdicts_elsewhere(paper, paper.claims[0])] == ["gpu, reference run"]
+    (here, same), (there, other) = found.verdicts_elsewhere(paper, paper.claims[0])
+    assert (here.name, here.here, same["verdict"]) == ("laptop-reference", True, "contradicted")
+    assert (there.name, there.here, other["verdict"]) == ("gpu-reference", False, "supported")
+    assert there.origin == "reference of 2024-11-20, git 0123456, NVIDIA H200"
     assert list(found.verdicts_elsewhere(paper, paper.claim("at-scale"))) == []
+
+
+def test_another_verdict_than_the_references_is_marked(results):
+    paper, found = example(), evidence.of_paper(results, "laptop", "gptq")
+    claims = {c.id: judged(paper, c, found) for c in paper.claims}
+    assert [i for i, c in claims.items() if c.differs] == ["better-than-rtn"]
+    assert {i: c.tested_at for i, c in claims.items() if c.tested_at} == {"crashes": ["gpu"]}
+    # The other scale's reference says otherwise too, but another scale is another experiment.
+    assert not judged(paper, paper.claim("crashes"), found).differs
+
+
+def test_a_verdict_that_the_reference_lacks_is_marked(results):
+    paper, found = example(), evidence.of_paper(results, "laptop", "gptq")
+    here = next(p for p in found.elsewhere if p.here)
+    lost = here.verdicts.assign(verdict="untested", effect=math.nan)
+    claim = judged(paper, paper.claim("identity-holds"), replace(found, elsewhere=(replace(here, verdicts=lost),)))
+    assert claim.differs
+    assert [row["verdict"] for _, row in claim.elsewhere] == ["untested"]
+
+
+def test_what_was_not_run_here_differs_from_nothing(results, tmp_path):
+    shutil.copytree(results.parent / "reference", tmp_path / "reference")
+    paper, found = example(), evidence.of_paper(tmp_path / "laptop", "laptop", "gptq")
+    claims = [judged(paper, c, found) for c in paper.claims]
+    assert not any(c.differs for c in claims)
+    assert sum(len(c.tested_at) for c in claims) == 6
+
+
+def test_ones_own_runs_at_another_scale_come_before_the_reference(results, tmp_path):
+    shutil.copytree(results.parent / "reference", tmp_path / "reference")
+    for name in ("verdicts", "runs"):
+        target = tmp_path / "gpu" / "tables" / f"{name}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tmp_path / "reference" / "gpu" / f"{name}.parquet", target)
+    found = evidence.of_paper(tmp_path / "laptop", "laptop", "gptq")
+    assert [p.name for p in found.elsewhere] == ["laptop-reference", "gpu"]
+    assert found.elsewhere[1].origin.startswith("own run of 2024-11-20")
+
+
+def test_without_references_nothing_is_shown(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path / "site-packages" / "secondlook")
+    shutil.copytree(results / "tables", tmp_path / "laptop" / "tables")
+    assert evidence.of_all(tmp_path / "laptop", "laptop").elsewhere == ()
+
+
+def test_a_reference_without_provenance_still_counts(results, tmp_path):
+    shutil.copytree(results.parent / "reference", tmp_path / "reference")
+    (tmp_path / "reference" / "gpu" / "runs.csv").unlink()
+    found = evidence.of_all(tmp_path / "laptop", "laptop")
+    assert [p.origin for p in found.elsewhere if p.scale == "gpu"] == ["reference"]
 
 
 def test_empty_folder_gives_holes_not_errors(tmp_path):

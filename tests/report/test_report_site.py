@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from synthetic import EVIL, example, fill, hostile
 
-from secondlook.suite import registry
+from secondlook.suite import registry, seals
 from secondlook.suite.errors import SecondLookError
 from secondlook.suite.report import embed, notebooks, site
 
@@ -88,9 +88,22 @@ def test_every_paper_has_a_page_and_a_row(built, papers):
 def test_claims_show_their_evidence(built):
     text = (built / "papers" / "gptq.html").read_text(encoding="utf-8")
     claim = re.search(r'id="claim-better-than-rtn".*?</section>', text, re.S)[0]
-    for piece in ("−3.", "&lt; 0", "−17.47", "supported", "It fails, as it must", "25.54", "gpu, reference run"):
+    for piece in ("−3.", "&lt; 0", "−17.47", "supported", "It fails, as it must", "25.54"):
         assert piece in claim
     assert "RuntimeError: singular matrix at step 3" in re.search(r'id="claim-crashes".*?</section>', text, re.S)[0]
+
+
+def test_other_places_stand_beside_ones_own_verdict(built):
+    text = (built / "papers" / "gptq.html").read_text(encoding="utf-8")
+    shown = {i: re.search(rf'id="claim-{i}".*?</section>', text, re.S)[0] for i in ("better-than-rtn", "crashes")}
+    assert "differs from the reference" in shown["better-than-rtn"]
+    assert "reference of 2024-11-20, git 0123456, NVIDIA H200" in shown["better-than-rtn"]
+    assert "Tested at gpu scale, see below." in shown["crashes"]
+    assert re.search(r"gpu</span>.*supported.*0\.50.*\[0\.40, 0\.60\]", shown["crashes"], re.S)
+    assert text.count("differs from the reference") == 1
+    front = re.sub(r"<[^>]+>", "", (built / "index.html").read_text(encoding="utf-8"))
+    assert re.search(r"1 of the \d untested was tested at gpu scale", front)
+    assert "1 verdict differs from the suite's own reference: better-than-rtn." in front.replace("&#39;", "'")
 
 
 def test_missing_pieces_are_visible_holes(built):
@@ -112,7 +125,7 @@ def test_figures_are_files_and_tables_are_csv(built):
     rows = (built / "tables" / "papers" / "gptq.csv").read_text().splitlines()
     assert len(rows) == 1 + 5 * (5 * 3 + 2 * 12 + 2 * 2)
     assert all(row.startswith("gptq,") for row in rows[1:])
-    assert (built / "tables" / "verdicts-gpu.csv").exists()
+    assert (built / "tables" / "verdicts-gpu-reference.csv").exists()
     assert (built / "benchmarks" / "compression.csv").exists()
 
 
@@ -173,7 +186,7 @@ def test_damaged_notebook_is_a_hole(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_text("{not json")
     text = (site.build(results, "laptop", papers=[example()]).parent / "papers" / "gptq.html").read_text()
-    assert "The executed notebook cannot be read" in text
+    assert "The executed notebook gptq.ipynb was changed or damaged" in text
     assert "Claims and verdicts" in text
 
 
@@ -198,7 +211,9 @@ def test_outputs_of_a_strange_notebook_are_escaped(tmp_path):
         v4.new_output("display_data", data={"text/markdown": EVIL}),
     ])  # fmt: skip
     path = tmp_path / "strange.ipynb"
-    nbformat.write(v4.new_notebook(cells=[cell, v4.new_markdown_cell(EVIL)]), path)
+    sealed = {"secondlook": {"seal": seals.BLANK}}
+    nbformat.write(v4.new_notebook(cells=[cell, v4.new_markdown_cell(EVIL)], metadata=sealed), path)
+    seals.close(path)
     body = embed.body(path)
     assert EVIL not in body
     assert body.count("&lt;script&gt;") >= 4

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from secondlook.suite import seals
 from secondlook.suite.report import pages, prose, source
 
 _STYLE = re.compile(r'<style class="sl-style">.*?</style>', re.S)
@@ -18,10 +19,11 @@ _HEADING = re.compile(r"<h2>(.*?)</h2>", re.S)
 
 
 def body(notebook: Path) -> Markup:
-    """An executed notebook as HTML. Raises whatever reading a damaged one raises."""
+    """An executed notebook as HTML. Raises `seals.Damaged` when it is not as it was executed."""
     import nbformat
 
-    html, _ = _exporter().from_notebook_node(nbformat.read(notebook, as_version=4))
+    text = seals.content(notebook).decode("utf-8")
+    html, _ = _exporter().from_notebook_node(nbformat.reads(text, as_version=4))
     return Markup(html)
 
 

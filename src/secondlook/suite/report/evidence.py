@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from secondlook.suite import registry
+from secondlook.suite import registry, seals
 from secondlook.suite.cards import Claim, Paper
+from secondlook.suite.report.places import Place, by_claim
 from secondlook.suite.scales import SCALES
 
 COLUMNS = {
@@ -27,14 +28,14 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """The tables of one scale, of one paper or of all, and the verdicts of other scales beside them."""
+    """The tables of one scale, of one paper or of all, and the verdicts of other places beside them."""
 
     results: Path
     scale: str
     measurements: pd.DataFrame
     runs: pd.DataFrame
     verdicts: pd.DataFrame
-    elsewhere: dict[str, pd.DataFrame] = field(default_factory=dict)  # label of a scale -> its verdicts
+    elsewhere: tuple[Place, ...] = ()
     holes: list[str] = field(default_factory=list)
 
     def split(self, slugs: Iterable[str]) -> dict[str, Evidence]:
@@ -44,13 +45,14 @@ class Evidence:
             return {str(k): g for k, g in table.groupby("paper", sort=False)}, table.iloc[:0]
 
         own = [parts(t) for t in (self.measurements, self.runs, self.verdicts)]
-        other = {label: parts(t) for label, t in self.elsewhere.items()}
+        slugs = list(slugs)
+        other = [place.split(slugs) for place in self.elsewhere]
         return {
             slug: Evidence(
                 self.results,
                 self.scale,
                 *(found.get(slug, empty) for found, empty in own),
-                {label: found.get(slug, empty) for label, (found, empty) in other.items()},
+                tuple(places[slug] for places in other),
                 self.holes,
             )
             for slug in slugs
@@ -69,12 +71,13 @@ class Evidence:
             }
         return row
 
-    def verdicts_elsewhere(self, paper: Paper, claim: Claim) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(label of the scale, verdict row) for every other place where the claim was tested."""
-        for label, rows in self._elsewhere.items():
-            row = rows.get((paper.slug, claim.id))
-            if row is not None and row["verdict"] != "untested":
-                yield label, row
+    def verdicts_elsewhere(self, paper: Paper, claim: Claim) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """(place, verdict row) for every other place where the claim was tested."""
+        own = self.verdict(paper, claim)["verdict"]
+        for place in self.elsewhere:
+            row = place.rows.get((paper.slug, claim.id))
+            if row is not None and (row["verdict"] != "untested" or (place.here and own != "untested")):
+                yield place, row
 
     def failures(self) -> list[dict[str, Any]]:
         """Runs that ended without measurements, each with its reason."""
@@ -82,11 +85,7 @@ class Evidence:
 
     @cached_property
     def _verdicts(self) -> dict[tuple[str, str], dict[str, Any]]:
-        return _by_claim(self.verdicts)
-
-    @cached_property
-    def _elsewhere(self) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
-        return {label: _by_claim(table) for label, table in self.elsewhere.items()}
+        return by_claim(self.verdicts)
 
     def _no_verdict(self, paper: Paper, claim: Claim) -> str:
         if self.scale not in claim.scales:
@@ -102,7 +101,8 @@ def of_paper(results: Path, scale: str, slug: str) -> Evidence:
         own = results / "papers" / slug / f"{name}.parquet"
         path = own if own.exists() else results / "tables" / f"{name}.parquet"
         found.append(_read(path, name, holes, slug))
-    return Evidence(results, scale, *found, _elsewhere(results, scale), holes)
+    places = tuple(place.split([slug])[slug] for place in _elsewhere(results, scale))
+    return Evidence(results, scale, *found, places, holes)
 
 
 def of_all(results: Path, scale: str) -> Evidence:
@@ -125,10 +125,9 @@ def models(results: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(results.glob("models/*/seed*.json")):
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            facts = facts if isinstance(facts, dict) else {"note": "not a mapping"}
+            facts = seals.read_json(path)
         except (OSError, ValueError) as error:
-            facts = {"note": f"{path.name} cannot be read: {error}"}
+            facts = {"note": f"{path.name} cannot be read: {error}; train the model again"}
         known = {k: facts.get(k) for k in ("metrics", "settings", "wall_s", "sha256", "note")}
         found.append(known | {"name": path.parent.name, "seed": path.stem.removeprefix("seed")})
     return found
@@ -154,8 +153,8 @@ def _read(path: Path, name: str, holes: list[str], slug: str | None = None) -> p
         holes.append(f"{path.parent.name}/{path.name} is missing: nothing was measured here yet")
         return _empty(name)
     try:
-        filters = [("paper", "==", slug)] if slug else None
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path, filters=filters)
+        filters, data = [("paper", "==", slug)] if slug else None, io.BytesIO(seals.content(path))
+        table = pd.read_csv(data) if path.suffix == ".csv" else pd.read_parquet(data, filters=filters)
         lacking = set(COLUMNS[name].split()) - set(table.columns)
         if lacking:
             raise ValueError(f"it lacks the columns {', '.join(sorted(lacking))}")
@@ -172,19 +171,16 @@ def _empty(name: str) -> pd.DataFrame:
     return pd.DataFrame(columns=COLUMNS[name].split())
 
 
-def _elsewhere(results: Path, scale: str) -> dict[str, pd.DataFrame]:
-    """Verdicts of other scales: this machine's own, or else the kept reference; and the reference of this scale."""
+def _elsewhere(results: Path, scale: str) -> tuple[Place, ...]:
+    """Other scales: this machine's own runs, or else the kept reference; and the reference of this scale."""
     kept = results.parent / "reference"
     kept = kept if kept.exists() else registry.PACKAGE.parents[1] / "results" / "reference"
-    found: dict[str, pd.DataFrame] = {}
+    places = []
     for other in SCALES:
-        own, reference = results.parent / other / "tables" / "verdicts.parquet", kept / other / "verdicts.csv"
-        if other != scale and own.exists():
-            found[other] = _read(own, "verdicts", [])
-        elif reference.exists():
-            found[f"{other}, reference run"] = _read(reference, "verdicts", [])
-    return {label: t for label, t in found.items() if len(t)}
-
-
-def _by_claim(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(r["paper"], r["claim"]): r for r in table.to_dict("records")}
+        own = results.parent / other / "tables"
+        reference = other == scale or not (own / "verdicts.parquet").exists()
+        folder, suffix = (kept / other, "csv") if reference else (own, "parquet")
+        if (folder / f"verdicts.{suffix}").exists():
+            verdicts, runs = (_read(folder / f"{name}.{suffix}", name, []) for name in ("verdicts", "runs"))
+            places.append(Place(other, reference, other == scale, verdicts, runs))
+    return tuple(place for place in places if len(place.verdicts))

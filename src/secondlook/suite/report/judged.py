@@ -10,6 +10,7 @@ from secondlook.suite.cards import Claim, Paper
 from secondlook.suite.report import marks, words
 from secondlook.suite.report.evidence import Evidence
 from secondlook.suite.report.numerals import quantity
+from secondlook.suite.report.places import Place
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class JudgedClaim:
     test: tuple[str, str]
     control: tuple[str, str]
     published: list[tuple[str, str]]
-    elsewhere: list[tuple[str, dict[str, Any]]]
+    elsewhere: list[tuple[Place, dict[str, Any]]]
 
     @property
     def effect(self) -> tuple[str, str]:
@@ -37,6 +38,18 @@ class JudgedClaim:
         """The unit of the effect: ratios, slopes and correlations have none."""
         form = self.claim.test.form if self.claim.test else ""
         return "×" if form == "ratio" else "" if form in ("slope", "correlation") else words.unit(self.claim.unit)
+
+    @property
+    def differs(self) -> bool:
+        """The reference of the same scale has another verdict. What was not run here yet differs from nothing."""
+        own = self.verdict["verdict"] if self.verdict["scale"] else None
+        return own is not None and any(place.here and row["verdict"] != own for place, row in self.elsewhere)
+
+    @property
+    def tested_at(self) -> list[str]:
+        """Where the claim is untested here: the other scales at which it was tested."""
+        untested = self.verdict["verdict"] == "untested"
+        return [place.scale for place, _ in self.elsewhere if untested and not place.here]
 
 
 def judged(paper: Paper, claim: Claim, found: Evidence) -> JudgedClaim:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from secondlook.suite import seals
 from secondlook.suite.errors import SecondLookError
 from secondlook.suite.files import write_atomically
 
@@ -15,7 +16,7 @@ START_TIMEOUT, CELL_TIMEOUT = 120, 300  # seconds
 
 
 def execute(template: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """Run a template with parameters and write the executed notebook atomically.
+    """Run a template with parameters and write the executed notebook atomically, sealed.
 
     The kernel works in the output's folder, and paths among the parameters are made relative to it, so that the
     notebook can be moved with its results folder and run again where it lies.
@@ -53,7 +54,9 @@ def _run(template: Path, path: Path, folder: Path, parameters: dict[str, Any]) -
     )
     for place in ("input_path", "output_path"):  # say nothing of this machine's folders
         notebook.metadata["papermill"].pop(place, None)
+    notebook.metadata["secondlook"] = {"seal": seals.BLANK}
     nbformat.write(notebook, path)
+    seals.close(path)
 
 
 def _portable(value: Any, folder: Path) -> Any:

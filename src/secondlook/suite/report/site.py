@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ import pandas as pd
 from markupsafe import Markup
 
 import secondlook
-from secondlook.suite import registry, scales
+from secondlook.suite import registry, scales, seals
 from secondlook.suite.cards import FAMILIES, Paper
 from secondlook.suite.files import write_text
 from secondlook.suite.report import embed, evidence, pages, prose, source
+from secondlook.suite.report.board import Board, Row
 from secondlook.suite.report.families import FamilyPage
-from secondlook.suite.report.judged import JudgedClaim, count
+from secondlook.suite.report.judged import count
 from secondlook.suite.report.room import Page
 
-RANK = {"reproduced": 4, "supported": 3, "contradicted": 2, "inconclusive": 1, "untested": 0}
 GUIDES = {"adding-a-paper": "Add a paper", "statistics": "Statistics"}
 
 
@@ -53,38 +53,6 @@ def build(results: Path, scale: str, papers: Mapping[str, Paper] | Iterable[Pape
     return target / "index.html"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A paper's line on the scoreboard."""
-
-    paper: Paper
-    claims: list[JudgedClaim]
-    seconds: float
-
-    @property
-    def verdicts(self) -> list[str]:
-        return list(dict.fromkeys(c.verdict["verdict"] for c in self.claims)) if self.paper.replicated else ["open"]
-
-    @property
-    def rank(self) -> float:
-        """Sorts by replicated, then by how many claims were decided, and how."""
-        return -1 if not self.paper.replicated else sum(10 + RANK[c.verdict["verdict"]] for c in self.claims)
-
-    @property
-    def headline(self) -> JudgedClaim | None:
-        return next(
-            (c for c in self.claims if c.verdict["effect"] == c.verdict["effect"] and c.verdict["effect"] is not None),
-            None,
-        )
-
-    @property
-    def why(self) -> str:
-        """What stands in the place of a headline."""
-        return (
-            "no claim in the card" if not self.claims else "nothing tested here" if self.seconds else "not run here yet"
-        )
-
-
 class _Builder:
     def __init__(self, results: Path, scale: scales.Scale, papers: dict[str, Paper], out: Path) -> None:
         self.results, self.scale, self.papers, self.out = results, scale, papers, out
@@ -101,7 +69,8 @@ class _Builder:
     def build(self) -> None:
         self._assets()
         self._copies()
-        rows = self._rows()
+        board = Board.of(self.papers, self.parts)
+        rows = board.rows
         for i, row in enumerate(rows):
             neighbours = {
                 "before": rows[i - 1].paper if i else None,
@@ -118,6 +87,7 @@ class _Builder:
             "index.html",
             "index.html.j2",
             rows=rows,
+            board=board,
             families=families,
             totals=totals,
             replicated=sum(r.paper.replicated for r in rows),
@@ -125,14 +95,6 @@ class _Builder:
             holes=self.found.holes,
             downloads=self._downloads(),
         )
-
-    def _rows(self) -> list[Row]:
-        """The scoreboard's lines: replicated papers first, each half in the registry's order."""
-        rows = [
-            Row(p, Page(p, self.parts[s]).judged(), float(self.parts[s].runs["wall_s"].sum()))
-            for s, p in self.papers.items()
-        ]
-        return sorted(rows, key=lambda r: not r.paper.replicated)
 
     def _paper(self, row: Row, neighbours: dict[str, Paper | None]) -> None:
         paper, part = row.paper, self.parts[row.paper.slug]
@@ -148,7 +110,8 @@ class _Builder:
                 body = embed.body(notebook)
             except Exception as error:  # a damaged notebook may raise nearly anything
                 holes.append(
-                    f"the executed notebook cannot be read ({type(error).__name__}); delete it and run snakemake again"
+                    f"the executed notebook {notebook.name} was changed or damaged since it ran ({error}); "
+                    "this page is made from the tables: delete the notebook and run snakemake again"
                 )
         else:
             holes.append(f"no notebook was executed for this paper: run `secondlook notebook paper {paper.slug}`")
@@ -241,22 +204,29 @@ class _Builder:
 
     def _copies(self) -> None:
         """Evidence to take along: figures, executed notebooks, tables as CSV."""
-        for folder, patterns in (("figures", ("*/*.svg", "*/*.png")), ("notebooks", ("*.ipynb", "families/*.ipynb"))):
-            for path in (p for pattern in patterns for p in self.results.glob(f"{folder}/{pattern}")):
-                target = self.out / path.relative_to(self.results)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        for pattern in ("figures/*/[!.]*.svg", "figures/*/[!.]*.png"):
+            for path in self.results.glob(pattern):
+                self._copy(path, path.read_bytes())
+        for pattern in ("notebooks/[!.]*.ipynb", "notebooks/families/[!.]*.ipynb"):
+            for path in self.results.glob(pattern):
+                with suppress(seals.Damaged):  # a paper's page says so
+                    self._copy(path, seals.content(path))
         for name in ("measurements", "runs", "verdicts"):
             table = getattr(self.found, name)
             written = self.results / "tables" / f"{name}.csv"
             if len(table):
                 (self.out / "tables").mkdir(exist_ok=True)
-                if written.exists():
-                    shutil.copyfile(written, self.out / "tables" / written.name)
-                else:
+                try:
+                    self._copy(written, seals.content(written))
+                except (OSError, seals.Damaged):
                     _csv(table, self.out / "tables" / f"{name}.csv")
-        for label, table in self.found.elsewhere.items():
-            _csv(table, self.out / "tables" / f"verdicts-{label.split(',')[0]}.csv")
+        for place in self.found.elsewhere:
+            _csv(place.verdicts, self.out / "tables" / f"verdicts-{place.name}.csv")
+
+    def _copy(self, path: Path, data: bytes) -> None:
+        target = self.out / path.relative_to(self.results)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
 
     def _downloads(self) -> list[tuple[str, str, str]]:
         """(address, name, what it is) of every file for all papers together."""
@@ -266,9 +236,9 @@ class _Builder:
             "verdicts": "one row a claim",
         }
         found = [(f"tables/{n}.csv", f"{n}.csv", text) for n, text in about.items()]
-        for label in self.found.elsewhere:
-            name = f"verdicts-{label.split(',')[0]}.csv"
-            found.append((f"tables/{name}", name, f"verdicts at scale {label}"))
+        for place in self.found.elsewhere:
+            name = f"verdicts-{place.name}.csv"
+            found.append((f"tables/{name}", name, f"verdicts at {place.scale} scale, {place.origin}"))
         found.append(("notebooks/scoreboard.ipynb", "scoreboard.ipynb", "this page as an executed notebook"))
         return [f for f in found if (self.out / f[0]).exists()]
 
