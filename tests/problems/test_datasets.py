@@ -40,13 +40,19 @@ def toy(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def server():
-    """A local web server: /whole serves the content, /cut promises it and hangs up half way, /wrong lies."""
+def server(monkeypatch):
+    """A local web server: /whole serves the content, /cut promises it and hangs up half way, /wrong lies.
+
+    What starts with its address counts as encrypted; /moved leads to the content under another name, which does not.
+    """
+    monkeypatch.setattr(fetching, "SCHEME", "http://127.0.0.1:")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             body = b"something else" if self.path == "/wrong" else CONTENT
-            self.send_response(200)
+            self.send_response(302 if self.path == "/moved" else 200)
+            if self.path == "/moved":
+                self.send_header("Location", f"http://localhost:{self.server.server_port}/whole")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: len(body) // 2] if self.path == "/cut" else body)
@@ -276,7 +282,14 @@ def test_plain_bytes_are_compressed_for_a_gz_name(toy, server):
     assert fetching.contents("toy") == {"toy.txt": CONTENT}
 
 
-@pytest.mark.parametrize("page", ["cut", "wrong"])
+def test_only_https_is_fetched(toy, server, monkeypatch):
+    monkeypatch.setattr(fetching, "SCHEME", "https://")
+    toy(f"{server}/whole")
+    with pytest.raises(DatasetMissing, match="is no https address"):
+        datasets.fetch("toy")
+
+
+@pytest.mark.parametrize("page", ["cut", "wrong", "moved"])
 def test_bad_download_leaves_nothing(toy, server, page):
     path = toy(f"{server}/{page}")
     with pytest.raises(DatasetMissing, match=r"could not be downloaded.*secondlook data toy"):

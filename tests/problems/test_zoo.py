@@ -10,6 +10,7 @@ import torch
 
 from secondlook.problems import datasets, zoo
 from secondlook.problems.training import accuracy
+from secondlook.suite import seals
 from secondlook.suite.errors import UnknownName
 
 
@@ -90,7 +91,7 @@ def test_missing_model_names_the_command(tmp_path):
 def test_record_of_a_failed_training_is_no_model(tmp_path):
     _, record = zoo.paths("digits-cnn", 0, tmp_path)
     record.parent.mkdir(parents=True)
-    record.write_text('{"status": "failed", "note": "RuntimeError: out of luck"}')
+    seals.write_json(record, {"status": "failed", "note": "RuntimeError: out of luck"})
     with pytest.raises(zoo.ModelMissing, match=r"failed \(RuntimeError: out of luck\); run: secondlook train"):
         zoo.load("digits-cnn", root=tmp_path)
 

@@ -44,7 +44,9 @@ def paper(monkeypatch):
     def no_data(run):
         raise DatasetMissing("run `secondlook data x`")
 
-    module.work, module.breaks, module.no_data = work, breaks, no_data
+    for function in (work, breaks, no_data):
+        function.__module__ = module.__name__
+        setattr(module, function.__name__, function)
     for name in ("secondlook.solvers.fake_paper", module.__name__):
         monkeypatch.setitem(sys.modules, name, module)
     return Paper.model_validate(CARD)

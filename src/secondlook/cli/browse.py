@@ -1,4 +1,4 @@
-"""Commands that look: papers, show, claims, doctor."""
+"""Commands that look: papers, show, claims, diff, doctor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from secondlook.cli.console import PaperArgument, ResultsOption, ScaleOption, badge, out
+from secondlook.cli.console import PaperArgument, ResultsOption, ScaleOption, badge, err, out
 from secondlook.suite import registry, scales
 from secondlook.suite.cards import Paper
+from secondlook.suite.errors import SecondLookError
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=panel)(papers)
     app.command(rich_help_panel=panel)(show)
     app.command(rich_help_panel=panel)(claims)
+    app.command(rich_help_panel=panel)(diff)
     app.command(rich_help_panel=panel)(doctor)
 
 
@@ -109,6 +112,39 @@ def claims(
                 published = "" if c.published_effect is None else f"{c.published_effect:g} {c.unit}"
                 table.add_row(p.slug, c.id, c.test.form if c.test else "", published, badge(v))
     out.print(table)
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(help="A results folder (`results/laptop`) or a reference of one.")],
+    b: Annotated[Path, typer.Argument(help="The one to compare it with.")],
+    rtol: Annotated[
+        float | None,
+        typer.Option(
+            help="Relative tolerance of values.", show_default="0: bit for bit; 1e-9 where a reference takes part"
+        ),
+    ] = None,
+    timing: Annotated[bool, typer.Option("--timing", help="Compare times and the like as well.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every row, and not the worst of each metric.")] = False,
+) -> None:
+    """Compare two results: experiments, verdicts, values. Exits with 0 when nothing differs, else 1; 2 on bad input.
+
+    A reference (`results/reference/SCALE`) keeps ten digits of every number. Values of metrics that a card marks
+    `timing` are left out; a verdict that changed is always shown, also where it rests on times.
+    """
+    from secondlook.cli import differences
+    from secondlook.suite import comparison
+
+    try:
+        sides = [comparison.read(folder) for folder in (a, b)]
+        rtol = comparison.default_rtol(*sides) if rtol is None else rtol
+        leave_out = set() if timing else comparison.timing_metrics(registry.replicated().values())
+        found = comparison.compare(*sides, rtol=rtol, leave_out=leave_out)
+    except SecondLookError as error:
+        err.print(f"[bold red]error[/]  {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    differences.show(found, rtol, everything)
+    if not found.none:
+        raise typer.Exit(1)
 
 
 def doctor() -> None:

@@ -45,10 +45,11 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 def results_of(results: Path | None, scale: str) -> Path:
     """The results folder a command works in, checked to be ours."""
-    from secondlook.suite import layout
+    from secondlook.suite import layout, recovery
 
     folder = results or Path("results") / scales.scale(scale).name
     layout.claim(folder)
+    recovery.hold(folder)
     return folder
 
 

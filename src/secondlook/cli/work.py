@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from secondlook.cli.console import DeviceOption, PaperArgument, ResultsOption, ScaleOption, err, live, out, results_of
-from secondlook.suite import layout, registry, scales
+from secondlook.suite import layout, registry, scales, seals
 from secondlook.suite.errors import SecondLookError
 from secondlook.suite.files import write_text
 
@@ -60,7 +61,7 @@ def run(
         _keep(folder, job, done, row, seed)
         if row["status"] != "ok":
             failed.append(label)
-            err.print(f"[red]{row['status']}[/] {label}: {row['note']}", highlight=False, markup=True)
+            err.print(f"[red]{row['status']}[/] {label}: {escape(row['note'])}", highlight=False)
         elif not quiet:
             _summary(done, row["wall_s"])
     if failed and not keep_going:
@@ -75,6 +76,8 @@ def _keep(folder: Path, job, done, row, seed: int | None) -> None:
     files = {kind: layout.part(folder, kind, job.paper.slug, job.experiment, seed) for kind in ("measurements", "runs")}
     if row["status"] == "failed":
         layout.mark_failure(files["runs"], row["note"])
+    else:
+        layout.clear_failure(files["runs"])
     tables.write(pd.DataFrame(done.rows), files["measurements"], tables.MEASUREMENTS)
     tables.write(pd.DataFrame([row]), files["runs"], tables.RUNS)
 
@@ -129,8 +132,6 @@ def train(
 
 def _train(model: str, scale: str, seed: int, folder: Path, device: str, quiet: bool) -> None:
     """Train one model. A failure leaves a record that says so, and is tried again at the next invocation."""
-    import json
-
     from secondlook.problems import zoo
 
     zoo.check(model)
@@ -141,10 +142,12 @@ def _train(model: str, scale: str, seed: int, folder: Path, device: str, quiet: 
         track = None if quiet else live
         metrics = zoo.train(model, scale, seed, folder, device, track)
     except Exception as error:
-        err.print(f"[red]failed[/] training {model}: {type(error).__name__}: {error}", highlight=False)
-        write_text(record, json.dumps({"status": "failed", "note": f"{type(error).__name__}: {error}"}) + "\n")
-        layout.mark_failure(record, str(error))
+        note = f"{type(error).__name__}: {error}"
+        err.print(f"[red]failed[/] training {model}: {escape(note)}", highlight=False)
+        seals.write_json(record, {"status": "failed", "note": note})
+        layout.mark_failure(record, note)
         return
+    layout.clear_failure(record)
     if not quiet:
         out.print("  ".join(f"{k} [bold]{v:.4g}[/]" for k, v in metrics.items()))
 
@@ -158,7 +161,7 @@ def data(
     import json
 
     from secondlook.problems import fetching, sources
-    from secondlook.suite.errors import DatasetMissing, UnknownName
+    from secondlook.suite.errors import DatasetCorrupt, DatasetMissing, UnknownName
 
     if name not in sources.DATASETS:
         raise UnknownName("data set", name, sources.DATASETS)
@@ -171,9 +174,16 @@ def data(
         if not allow_missing:
             raise
         found = {"status": "missing", "note": str(error)}
-        err.print(f"[yellow]–[/] {error}", highlight=False)
+        err.print(f"[yellow]–[/] {escape(str(error))}", highlight=False)
+    except DatasetCorrupt as error:  # told again by each experiment that meets it, and stops no other
+        if not allow_missing:
+            raise
+        found = {"status": "corrupt", "note": str(error)}
+        err.print(f"[red]✕[/] {escape(str(error))}", highlight=False)
     if receipt:
         write_text(receipt, json.dumps({"dataset": name, **found}, indent=1) + "\n")
+        if found["status"] == "corrupt":
+            layout.mark_failure(receipt, found["note"])
 
 
 def bench(

@@ -1,6 +1,7 @@
 """Nested state (dicts, lists, tensors, numbers) in one safetensors file: tensors as such, the rest as JSON.
 
-No pickle, so a file from elsewhere cannot run code; one file, so it is replaced whole or not at all.
+No pickle, so a file from elsewhere cannot run code; one file, so it is replaced whole or not at all; sealed, so a
+changed byte is noticed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from secondlook.suite import seals
 from secondlook.suite.files import write_atomically
 
 __all__ = ["load_optimizer", "read", "write"]
@@ -26,17 +28,23 @@ def write(path: Path, state: Any) -> None:
     else is a TypeError that names where it sits.
     """
     tensors: dict[str, torch.Tensor] = {}
-    skeleton = json.dumps(_encode(state, "state", tensors))
-    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata={"state": skeleton}))
+    skeleton = json.dumps({"seal": seals.BLANK, "state": _encode(state, "state", tensors)})
+
+    def fill(temporary: Path) -> None:
+        temporary.write_bytes(save(tensors, metadata={"state": skeleton}))
+        seals.close(temporary)
+
+    write_atomically(Path(path), fill)
 
 
 def read(path: Path) -> Any:
-    """The state in ``path``, tensors on the CPU; ValueError when it is not a checkpoint."""
+    """The state in ``path``, tensors on the CPU; ValueError when it is not a checkpoint, or a damaged one."""
     try:
+        seals.content(Path(path))
         with safe_open(path, "pt") as file:
             skeleton = json.loads((file.metadata() or {})["state"])
-            return _decode(skeleton, file)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as wrong:
+            return _decode(skeleton["state"], file)
+    except (SafetensorError, KeyError, ValueError) as wrong:
         raise ValueError(f"{path} is not a checkpoint ({wrong}); delete it to start afresh") from wrong
 
 

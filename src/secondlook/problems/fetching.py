@@ -9,11 +9,15 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
 
 from secondlook.problems.sources import DATASETS, File, Source
 from secondlook.suite.errors import DatasetCorrupt, DatasetMissing, UnknownName
 
 __all__ = ["DatasetCorrupt", "DatasetMissing", "contents", "data_home", "fetch", "is_present", "source"]
+
+SCHEME = "https://"  # nothing is fetched otherwise, not even after a redirect
 
 Downloader = Callable[[str, str, object], None]
 """pooch's call: address, name of the temporary file to fill, pooch (or None)."""
@@ -89,6 +93,17 @@ def _verified(path: Path, file: File) -> bytes:
     return data
 
 
+def _secure(address: str) -> None:
+    if not address.startswith(SCHEME):
+        raise ValueError(f"{address} is no https address")
+
+
+def _redirected(response: Any, *_: Any, **__: Any) -> None:
+    """Called by requests for every answer: a redirect is followed only when it stays encrypted."""
+    if response.is_redirect:
+        _secure(urljoin(response.url, response.headers["location"]))
+
+
 def _download(path: Path, file: File, name: str, downloader: Downloader | None = None) -> None:
     """Download ``file`` to ``path``. pooch fills a temporary file beside it and renames it when all is well."""
     by_hand = f"put the file there yourself (sha256 of its content: {file.sha256})"
@@ -97,7 +112,7 @@ def _download(path: Path, file: File, name: str, downloader: Downloader | None =
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
-    http = downloader or pooch.HTTPDownloader(timeout=60)
+    http = downloader or pooch.HTTPDownloader(timeout=60, hooks={"response": _redirected})
 
     def checked(url: str, temporary: str, keeper: object) -> None:
         http(url, temporary, keeper)
@@ -108,6 +123,7 @@ def _download(path: Path, file: File, name: str, downloader: Downloader | None =
         _verified(partial, file)
 
     try:
+        _secure(file.url)
         pooch.retrieve(file.url, None, fname=path.name, path=path.parent, downloader=checked)
     except (OSError, ValueError, DatasetCorrupt) as failure:  # requests' errors are OSErrors
         raise DatasetMissing(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 import traceback
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 
 from secondlook.suite import registry, tables
 from secondlook.suite.cards import Paper
-from secondlook.suite.errors import TableError
-from secondlook.suite.files import write_atomically
+from secondlook.suite.errors import CannotWrite, TableError
 from secondlook.suite.judge import judge
 
 TABLES = {"measurements": tables.MEASUREMENTS, "runs": tables.RUNS, "verdicts": tables.VERDICTS}
@@ -49,13 +47,12 @@ def draw(paper: Paper, measurements: pd.DataFrame, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    if not paper.figures:
-        return
-    module = import_module(f"{paper.module}.figures")
     for name in paper.figures:
         try:
             plots.house()
-            plots.save(getattr(module, name)(measurements, paper), folder, name)
+            plots.save(registry.function(paper, "figures", name)(measurements, paper), folder, name)
+        except CannotWrite:
+            raise  # a full disk says nothing about the figure
         except Exception as error:
             print(traceback.format_exc(), file=sys.stderr)
             reason = "nothing was measured" if measurements.empty else f"{type(error).__name__}: {error}"
@@ -101,7 +98,4 @@ def keep_reference(results: Path, reference: Path) -> None:
     """Keep a results folder's tables as the suite's own last measured ones: small, tracked, with their provenance."""
     for name, schema in TABLES.items():
         table = tables.read(results / "tables" / f"{name}.parquet", schema)
-        write_atomically(
-            reference / f"{name}.csv",
-            lambda p, t=table: t.to_csv(p, index=False, float_format="%.10g", lineterminator="\n"),
-        )
+        tables.write_csv(table, reference / f"{name}.csv", float_format="%.10g")

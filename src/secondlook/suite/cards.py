@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secondlook.suite.errors import CardError
 from secondlook.suite.scales import SCALES
@@ -25,6 +26,25 @@ FAMILIES = get_args(Family)
 ScaleName = Literal["smoke", "laptop", "gpu", "paper"]
 VerdictName = Literal["reproduced", "supported", "inconclusive", "contradicted", "untested"]
 VERDICT_NAMES = get_args(VerdictName)
+
+
+def _function(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or "__" in name:
+        raise ValueError(
+            f"{name!r} is no name of a function: use lower-case letters, digits and single underscores; it is looked "
+            "for in the paper's own room and nowhere else"
+        )
+    return name
+
+
+def _entry(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise ValueError(f"{name!r} is no name: use lower-case letters, digits and dashes")
+    return name
+
+
+FunctionName = Annotated[str, AfterValidator(_function)]  # of the room's experiment.py or figures.py
+EntryName = Annotated[str, AfterValidator(_entry)]  # a data set or a reference model
 Slug = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=80)
 
 
@@ -46,7 +66,8 @@ class ScaleSettings(Strict):
 
     seeds: int = Field(ge=1)
     set: dict[str, Any] = {}
-    data: list[str] | None = None  # where it differs from the experiment's
+    check: dict[str, Any] = {}  # laid over `set` to try the code path in seconds on a CPU; every `gpu` has one
+    data: list[EntryName] | None = None  # where it differs from the experiment's
     runtime: int = Field(default=30, ge=1)  # minutes
     mem_mb: int = Field(default=4000, ge=100)
 
@@ -55,8 +76,8 @@ class Experiment(Strict):
     """A function of that name in `experiment.py`, with its settings per scale."""
 
     about: str
-    data: list[str] = []
-    models: dict[str, Literal["per-seed", "shared"]] = {}
+    data: list[EntryName] = []
+    models: dict[EntryName, Literal["per-seed", "shared"]] = {}
     scales: dict[ScaleName, ScaleSettings]
 
 
@@ -231,9 +252,9 @@ class Paper(Strict):
     says: str = ""
     equations: list[Equation] = []
     metrics: dict[str, Metric] = {}
-    experiments: dict[str, Experiment] = {}
+    experiments: dict[FunctionName, Experiment] = {}
     claims: list[Claim] = []
-    figures: dict[str, FigureCard] = {}
+    figures: dict[FunctionName, FigureCard] = {}
     finding: Finding | None = None
 
     @property

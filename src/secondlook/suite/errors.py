@@ -36,6 +36,10 @@ class ModelMissing(SecondLookError):
     """A reference model that was not trained yet at this scale."""
 
 
+class CannotWrite(SecondLookError):
+    """A disk that is full, or a folder that may not be written to."""
+
+
 class TableError(SecondLookError):
     """A tidy table that breaks its schema."""
 

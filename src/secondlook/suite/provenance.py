@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,11 @@ import secondlook
 def config_sha256(config: Any) -> str:
     """Digest of a JSON-like configuration, independent of key order."""
     return hashlib.sha256(canonical(config).encode()).hexdigest()
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """Digest of the contents of files, in the given order."""
+    return hashlib.sha256("".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in files).encode()).hexdigest()
 
 
 def canonical(config: Any) -> str:

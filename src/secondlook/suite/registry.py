@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from secondlook.suite.cards import FAMILIES, Paper, load
 from secondlook.suite.errors import CardError, UnknownName
@@ -58,6 +61,20 @@ def benchmark_scales(name: str) -> dict[str, dict]:
                     f"{path}: SCALES must be a plain literal, so that it can be read without importing"
                 ) from None
     return {}
+
+
+def function(card: Paper, file: str, name: str) -> Callable[..., Any]:
+    """The function of that name in a room's `experiment.py` or `figures.py`, which is imported.
+
+    Raises `UnknownName` for what is none, or was only imported there: a card names nobody else's code.
+    """
+    found = vars(import_module(f"{card.module}.{file}"))
+    ours = {
+        n: f for n, f in found.items() if callable(f) and getattr(f, "__module__", "").startswith(f"{card.module}.")
+    }
+    if name not in ours:
+        raise UnknownName(f"function in {card.room}/{file}.py", name, ours)
+    return ours[name]
 
 
 def room(card: Paper) -> Path:

@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from secondlook.suite import provenance
+from secondlook.suite import provenance, registry
 from secondlook.suite.cards import Metric, Paper, ScaleSettings
 from secondlook.suite.errors import DatasetMissing, SecondLookError, UnknownName
+from secondlook.suite.timelimit import TimeLimit, time_limit
 
 T = TypeVar("T")
 
@@ -141,8 +141,9 @@ def run(job: Job, results: Path, device: str = "cpu", progress: Progress = silen
     """Run an experiment on the given seeds. See `recorded` for what is returned."""
 
     def work(this: Run) -> None:
-        experiment = getattr(import_module(f"{job.paper.module}.experiment"), job.experiment)
-        experiment(this, **job.settings.set)
+        experiment = registry.function(job.paper, "experiment", job.experiment)
+        with time_limit(job.settings.runtime):
+            experiment(this, **job.settings.set)
 
     this = Run(
         paper=job.paper.slug,
@@ -172,6 +173,9 @@ def recorded(this: Run, config: dict[str, Any], work: Callable[[Run], None]) -> 
     status = "ok"
     try:
         work(this)
+    except TimeLimit as error:
+        status = "failed"
+        this.notes.append(str(error))
     except DatasetMissing as error:
         status = "no-data"
         this.notes.append(str(error))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
 
+from secondlook.suite import seals
 from secondlook.suite.cards import VERDICT_NAMES
 from secondlook.suite.errors import TableError
 from secondlook.suite.files import write_atomically
@@ -122,20 +124,37 @@ def conform(table: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
 
 
 def write(table: pd.DataFrame, path: Path, schema: pa.DataFrameSchema, csv: bool = False) -> pd.DataFrame:
-    """Check and write a table as Parquet, and as CSV beside it when asked. Returns the table as written."""
+    """Check and write a table as sealed Parquet, and as CSV beside it when asked. Returns the table as written."""
     table = conform(table, schema)
-    write_atomically(path, lambda p: table.to_parquet(p, index=False))
+    write_atomically(path, lambda p: _parquet(table, p))
     if csv:
-        write_atomically(path.with_suffix(".csv"), lambda p: table.to_csv(p, index=False, lineterminator="\n"))
+        write_csv(table, path.with_suffix(".csv"))
     return table
 
 
+def write_csv(table: pd.DataFrame, path: Path, **options: str) -> None:
+    """Write a table as CSV, with its digest in the folder's `SHA256SUMS`. `options` are pandas' own."""
+    write_atomically(path, lambda p: table.to_csv(p, index=False, lineterminator="\n", **options))
+    seals.vouch(path)
+
+
+def _parquet(table: pd.DataFrame, path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    arrow = pyarrow.Table.from_pandas(table, preserve_index=False)
+    sealed = arrow.replace_schema_metadata({**arrow.schema.metadata, "seal": seals.BLANK})
+    pyarrow.parquet.write_table(sealed, path)
+    seals.close(path)
+
+
 def read(path: Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
-    """Read and check a Parquet or CSV table. Raises `TableError` naming the file and the remedy."""
+    """Read a Parquet or CSV table, its bytes and its schema checked. Raises `TableError` naming file and remedy."""
     if not path.exists():
         raise TableError(f"{path} is missing; rebuild it with snakemake, or give the results folder with --results")
     try:
-        table = pd.read_csv(path, keep_default_na=True) if path.suffix == ".csv" else pd.read_parquet(path)
+        data = io.BytesIO(seals.content(path))
+        table = pd.read_csv(data, keep_default_na=True) if path.suffix == ".csv" else pd.read_parquet(data)
         return conform(table, schema)
     except TableError as error:
         raise TableError(
