@@ -11,9 +11,13 @@ rule benchmark_family:
     output:
         R / "benchmarks" / "{family}.parquet",
         R / "benchmarks" / "{family}.runs.parquet",
-    threads: 1000  # all there are
+    threads: 1000  # all there are; a cluster's profile says how many that is
     resources:
-        gpus=SETTINGS["gpus"],
+        gpu=SETTINGS["gpus"],
+        mem_mb=growing(8000),
+        runtime=growing(120),
+    params:
+        code=lambda w: digest(registry.PACKAGE / w.family / "benchmark.py"),
     shell:
         "secondlook bench {wildcards.family} --scale {SCALE} --results {R} --device {SETTINGS[device]} --quiet"
 
@@ -25,5 +29,6 @@ rule benchmarks:
         SITE,
     output:
         touch(R / "benchmarks" / ".reported"),
+    localrule: True
     shell:
         "secondlook report --scale {SCALE} --results {R}"

@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from secondlook.problems import fetching, sources
-from secondlook.suite import layout, provenance, registry, runner, scales
+from secondlook.suite import layout, provenance, recovery, registry, runner, scales
 from secondlook.suite.errors import SecondLookError
 
 
@@ -30,6 +30,9 @@ PAPERS = {slug: p for slug, p in plainly(registry.replicated).items() if p.at(SC
 R = Path(config.get("results", "results")) / SCALE
 SITE = str(R / "report" / "index.html")
 plainly(layout.claim, R)
+if workflow.is_main_process:  # a job on another node reads this file, too
+    plainly(recovery.recover, R, Path(".snakemake"))
+    recovery.stop_once()
 
 # Jobs find the command of the environment that snakemake runs in, activated or not.
 here = str(Path(sys.executable).parent)
@@ -66,6 +69,16 @@ def jobs_of(slug):
 
 def parts(kind, slug):
     return [str(R / kind / slug / f"{experiment}{seed}.parquet") for experiment, seed in jobs_of(slug)]
+
+
+def digest(*files):
+    """Digest of sources, as a parameter: a change counts even where a wrong clock hides it from Snakemake."""
+    return provenance.files_sha256(map(Path, files))
+
+
+def growing(amount):
+    """A request that grows with every attempt: what was killed for want of memory or time gets more of it."""
+    return lambda wildcards, attempt: amount * attempt
 
 
 def settings_of(wildcards):

@@ -1,12 +1,16 @@
 # What one job runs is the scale's choice: a batch of papers, an experiment, or a seed of it. The longest chains go first
 # (models 10, experiments 5, tables 2), so that the papers' notebooks fill the gaps at the end.
-plainly(layout.forget_failures, R)
 
 
 def config_of(slug, experiment, seed=None):
     """Digest of all settings that decide an experiment's numbers: when it changes, the job runs again."""
     job = plainly(runner.Job.of, PAPERS[slug], experiment, SCALE, seed)
     return provenance.config_sha256(job.config)
+
+
+def code_of(slug):
+    """Digest of the room's code, figures aside: it decides an experiment's numbers as well."""
+    return digest(*sorted(p for p in registry.room(PAPERS[slug]).glob("*.py") if p.name != "figures.py"))
 
 
 def needs_of(slug, experiment, seed=None):
@@ -24,6 +28,7 @@ if SETTINGS["job"] == "batch":
     COUNT = -(-len(SLUGS) // SETTINGS["papers"])
 
     for batch in (SLUGS[i::COUNT] for i in range(COUNT)):
+        BATCH_SETTINGS = [s for slug in batch for s in PAPERS[slug].at(SCALE).values()]
 
         rule:
             name:
@@ -34,11 +39,14 @@ if SETTINGS["job"] == "batch":
                 [part for slug in batch for kind in ("measurements", "runs") for part in parts(kind, slug)],
             priority: 5
             resources:
-                gpus=SETTINGS["gpus"],
+                gpu=SETTINGS["gpus"],
+                mem_mb=growing(max(s.mem_mb for s in BATCH_SETTINGS)),
+                runtime=growing(max(s.runtime for s in BATCH_SETTINGS)),  # each takes seconds of it
             params:
                 slug=batch[0],
                 others=[f"--also {slug}" for slug in batch[1:]],
                 config=[config_of(slug, e) for slug in batch for e in PAPERS[slug].at(SCALE)],
+                code=[code_of(slug) for slug in batch],
             shell:
                 "secondlook run {params.slug} {params.others} --scale {SCALE}"
                 " --results {R} --device {SETTINGS[device]} --quiet --keep-going"
@@ -55,12 +63,13 @@ else:
         priority: 5
         threads: 1
         resources:
-            gpus=SETTINGS["gpus"],
+            gpu=SETTINGS["gpus"],
             mem_mb=lambda w, attempt: settings_of(w).mem_mb * attempt,
-            runtime=lambda w, attempt: settings_of(w).runtime * attempt,
+            runtime=lambda w, attempt: (settings_of(w).runtime + 5) * attempt,  # the command stops by itself before
         params:
             seed=lambda w: "" if seed_of(w) is None else f"--seed {seed_of(w)}",
             config=lambda w: config_of(w.paper, w.experiment, seed_of(w)),
+            code=lambda w: code_of(w.paper),
         shell:
             "secondlook run {wildcards.paper} {wildcards.experiment} --scale {SCALE} {params.seed}"
             " --results {R} --device {SETTINGS[device]} --quiet --keep-going"

@@ -26,10 +26,13 @@ if SETTINGS["job"] == "batch":
                 [R / "models" / model / f"seed{k}.json" for k in sorted(seeds)],
             priority: 10  # several papers wait for each model
             resources:
-                gpus=SETTINGS["gpus"],
+                gpu=SETTINGS["gpus"],
+                mem_mb=growing(4000),
+                runtime=growing(60),
             params:
                 model=model,
                 seeds=[f"--seed {k}" for k in sorted(seeds)],
+                code=digest(recipe(model)),
             shell:
                 "secondlook train {params.model} {params.seeds} --scale {SCALE}"
                 " --results {R} --device {SETTINGS[device]}"
@@ -45,9 +48,11 @@ else:
         priority: 10  # several papers wait for each model
         threads: 1
         resources:
-            gpus=SETTINGS["gpus"],
-            mem_mb=lambda w, attempt: 4000 * attempt,
-            runtime=60,
+            gpu=SETTINGS["gpus"],
+            mem_mb=growing(4000),
+            runtime=growing(60),
+        params:
+            code=lambda w: digest(recipe(w.model)),
         shell:
             "secondlook train {wildcards.model} --scale {SCALE} --seed {wildcards.k}"
             " --results {R} --device {SETTINGS[device]}"

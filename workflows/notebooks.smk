@@ -12,6 +12,8 @@ rule notebook:
             caption="captions/notebook.rst",
             category="Notebooks",
         ),
+    group:
+        "pages"
     threads: 1
     shell:
         "secondlook notebook paper {wildcards.paper} --scale {SCALE} --results {R}"
@@ -27,6 +29,8 @@ rule family_notebook:
             caption="captions/notebook.rst",
             category="Notebooks",
         ),
+    group:
+        "overviews"
     threads: 1
     shell:
         "secondlook notebook family {wildcards.family} --scale {SCALE} --results {R}"
@@ -43,6 +47,8 @@ rule scoreboard_notebook:
             category="Notebooks",
         ),
     priority: 2
+    group:
+        "overviews"
     threads: 1
     shell:
         "secondlook notebook scoreboard --scale {SCALE} --results {R}"

@@ -9,6 +9,7 @@ rule site:
         scoreboard=rules.scoreboard_notebook.output,
     output:
         SITE,
+    localrule: True
     threads: 1
     shell:
         "secondlook report --scale {SCALE} --results {R}"

@@ -22,7 +22,11 @@ rule assess:
             labels={"figure": "{name}"},
         ),
     priority: 2
+    group:
+        "pages"
     threads: 1
+    params:
+        code=lambda w: digest(room(w.paper, "card.yaml"), room(w.paper, "figures.py")),
     shell:
         "secondlook assess {wildcards.paper} --scale {SCALE} --results {R}"
 
@@ -49,6 +53,7 @@ rule tables:
             category="Tables",
         ),
     priority: 2
+    localrule: True
     threads: 1
     shell:
         "secondlook collect --scale {SCALE} --results {R}"

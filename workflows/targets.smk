@@ -17,6 +17,7 @@ for slug in PAPERS:
             R / "figures" / slug,
         output:
             touch(R / "papers" / slug / ".page"),
+        localrule: True
         shell:
             "secondlook collect --scale {SCALE} --results {R} && secondlook report --scale {SCALE} --results {R}"
 
