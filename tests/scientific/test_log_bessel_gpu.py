@@ -1,6 +1,7 @@
 """Oracles of log I and log K: many digits, closed forms, identities, SciPy, finite differences; and the vMF fits."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from mpmath import mp
 from numpy.testing import assert_allclose
 from scipy import special
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from secondlook.scientific.log_bessel_gpu import VonMisesFisher, bessel_ratio, log_iv, log_kv, regimes
+from secondlook.scientific.log_bessel_gpu import VonMisesFisher, bessel_ratio, log_iv, log_kv, method, regimes
 from secondlook.scientific.log_bessel_gpu.reference import log_iv_reference, log_kv_reference
 
 ORDERS = [0.0, 1e-3, 0.5, 3.7, 12.69, 12.71, 55.5, 900.0, 2e4]
@@ -86,8 +88,43 @@ def test_extreme_arguments_give_no_nan():
     assert np.isfinite(log_iv(v, x)).all()
     assert np.isfinite(log_kv(v, x)).all()
     assert_allclose(log_kv(0.0, 1e-300), np.log(-np.log(0.5e-300) - np.euler_gamma), rtol=1e-14)
+    assert_allclose(log_kv(0.0, 5e-324), np.log(np.log(2) - np.log(5e-324) - np.euler_gamma), rtol=1e-14)
     assert_allclose(log_iv(2.0, 1e-300), 2 * np.log(0.5e-300) - np.log(2), rtol=1e-14)
-    assert np.isnan(log_iv(np.array([1.0, math.nan]), np.array([math.nan, 1.0]))).all()
+
+
+@pytest.mark.parametrize("function", [log_iv, log_kv, bessel_ratio])
+@pytest.mark.parametrize("copies", [1, method.FEW])
+def test_a_nan_stays_one_and_spoils_no_other(function, copies):
+    v, x = np.array([1.0, math.nan, 50.0, 2.0]), np.array([math.nan, 1.0, math.nan, 3.0])
+    found = function(np.tile(v, copies), np.tile(x, copies)).reshape(copies, 4)
+    assert np.isnan(found[:, :3]).all()
+    assert_allclose(found[:, 3], function(2.0, 3.0), rtol=1e-15)
+
+
+@pytest.mark.parametrize("function", [log_iv, log_kv, bessel_ratio])
+def test_many_points_in_bands_agree_with_each_alone(function):
+    many = method.FEW // len(V) + 2  # more than FEW go into bands, and fill more than one chunk
+    found = function(np.tile(V, many), np.tile(X, many)).reshape(many, -1)
+    alone = np.array([function(v, x) for v, x in zip(V, X, strict=True)])
+    assert_allclose(found, np.broadcast_to(alone, found.shape), rtol=5e-14 if function is bessel_ratio else 5e-15)
+
+
+@pytest.mark.parametrize(("function", "limit"), [(log_iv, 150), (log_kv, 160)])
+def test_a_call_on_a_thousand_points_is_few_kernels(function, limit):
+    """The fixed cost of a call: where there are few points, the number of kernels is the time."""
+    counted = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+            counted[str(kernel)] += 1
+            return kernel(*args, **(kwargs or {}))
+
+    v, x = np.exp(np.random.default_rng(0).uniform(math.log(0.01), math.log(3e4), (2, 1000)))
+    function(v, x)  # what is computed once and kept
+    with Count():
+        function(v, x)
+    assert counted["aten.log.default"] > 0
+    assert counted.total() < limit
 
 
 def test_debye_polynomials_match_the_printed_ones():

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from secondlook.scientific.log_bessel_gpu import regimes
-from secondlook.scientific.log_bessel_gpu.regimes import ARGUMENT, BANDS, ORDER
+from secondlook.scientific.log_bessel_gpu.regimes import ARGUMENT, DEBYE_TERMS, ORDER
 
 Array = Tensor | np.ndarray | float
 Branch = Callable[[Tensor, Tensor, int], Tensor]
-CHUNK = {"cpu": 1 << 14, "cuda": 1 << 22}  # elements at once: temporaries that stay in the cache, or fit the card
-BUCKETS = (ARGUMENT, 8.0, 2.0, 0.5, 0.1, 1e-2, 1e-3, 1e-5, 1e-9, 1e-20, 1e-150, 0.0)  # like arguments cost alike
+FEW = 1 << 14  # up to so many elements one group a regime; more are sorted into bands of like cost as well
+EDGES = (1e-150, 1e-20, 1e-9, 1e-5, 1e-3, 1e-2, 0.04, 0.15, 0.5, 2.0, 8.0, *(least for least, _ in DEBYE_TERMS))
+BANDS = len(EDGES) + 1
+CHUNK = {"cpu": 1 << 13, "cuda": 1 << 21}  # elements at once: temporaries that stay in the cache, or fit the card
 VALUE = (regimes.debye, regimes.hankel, regimes.series, regimes.integral)
 STEP = (
     regimes.debye_step,
@@ -96,30 +97,39 @@ class _Ratio(torch.autograd.Function):
 def dispatch(v: Tensor, x: Tensor, sign: int, branches: tuple[Branch, ...]) -> Tensor:
     """Evaluate each branch (large order, large argument, corner of I, corner of K) on its own elements."""
     debye, hankel, series, integral = branches
+    regime = (series if sign > 0 else integral, hankel, debye)
     shape, v, x = v.shape, v.reshape(-1), x.reshape(-1)
-    out = torch.empty_like(x)
-    large, far = v > ORDER, x > ARGUMENT
-    upper = [low for _, low in BANDS[1:]] + [math.inf]
-    debye_bands = [(low, high, {"terms": terms}) for (terms, low), high in zip(BANDS, upper, strict=True)]
-    corner_bands = [(low, high, {}) for high, low in pairwise(BUCKETS)]
-    for mask, branch, key, bands in (
-        (large, debye, torch.maximum, debye_bands),
-        (far & ~large, hankel, torch.maximum, [(0.0, math.inf, {})]),
-        (~(large | far), series if sign > 0 else integral, lambda v, x: x, corner_bands),
-    ):
-        inside = _where(mask)
-        size = key(v.index_select(0, inside), x.index_select(0, inside))
-        for low, high, options in bands:
-            band = inside[_where((size > low) & (size <= high))] if len(bands) > 1 else inside
-            for at in band.split(CHUNK.get(x.device.type, 1 << 20)) if len(band) else ():
-                out.index_copy_(0, at, branch(v.index_select(0, at), x.index_select(0, at), sign, **options))
-    out[(v != v) | (x != x)] = math.nan
-    return out.reshape(shape)
+    order, counts = _sorted(_codes(v, x))
+    step = CHUNK.get(x.device.type, 1 << 20)
+    groups = [
+        (regime[code // BANDS], min(step, n - done)) for code, n in enumerate(counts) for done in range(0, n, step)
+    ]
+    if not groups:
+        return x.new_empty(shape)
+    functions, sizes = zip(*groups, strict=True)
+    parts = zip(functions, v.index_select(0, order).split(sizes), x.index_select(0, order).split(sizes), strict=True)
+    found = torch.cat([function(a, b, sign) for function, a, b in parts])
+    return torch.empty_like(x).index_copy_(0, order, found).reshape(shape)
 
 
-def _where(mask: Tensor) -> Tensor:
-    """Indices of the true elements; NumPy finds them several times faster on the host."""
-    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.nonzero().squeeze(1)
+def _codes(v: Tensor, x: Tensor) -> Tensor:
+    """The regime of each element, and its band where there are many: equal codes are evaluated together."""
+    corner = (v <= ORDER) & (x <= ARGUMENT)
+    codes = (~corner).to(torch.uint8).add_(v > ORDER).mul_(BANDS)  # a NaN goes through Hankel's sum and stays one
+    if x.numel() > FEW:
+        least, size = float(x.min()), torch.where(corner, x, torch.maximum(v, x))
+        for edge in EDGES:
+            if not edge < least:
+                codes.add_(size > edge)
+    return codes
+
+
+def _sorted(codes: Tensor) -> tuple[Tensor, list[int]]:
+    """The order that sorts the codes, and how many there are of each; NumPy is several times faster on the host."""
+    if codes.device.type != "cpu":
+        return codes.argsort(stable=True), codes.bincount().tolist()
+    codes = codes.numpy()
+    return torch.from_numpy(codes.argsort(kind="stable")), np.bincount(codes).tolist()
 
 
 def _apply(v: Array, x: Array, sign: int, function: Callable, dtype: torch.dtype) -> Tensor | np.ndarray:
@@ -128,9 +138,9 @@ def _apply(v: Array, x: Array, sign: int, function: Callable, dtype: torch.dtype
     v, x = (_real(a, name, device).to(dtype) for a, name in ((v, "v"), (x, "x")))
     if v.requires_grad:
         raise ValueError("gradients are given in x, not in the order v; detach v: v.detach()")
-    if not _all(v < 0, v.isinf()):
+    if not _within(v, 0.0):
         raise ValueError(f"orders must be finite and not negative, got {_worst(v, v < 0)}; I_(-v) is another function")
-    if not _all(x <= 0, x.isinf()):
+    if not _within(x, math.ulp(0.0)):
         raise ValueError(f"arguments must be finite and above 0, got {_worst(x, x <= 0)}; drop or shift those elements")
     v, x = torch.broadcast_tensors(v, x)
     out = function(v, x, sign)
@@ -152,8 +162,12 @@ def _real(a: Array, name: str, device: torch.device | None) -> Tensor:
     return a
 
 
-def _all(*bad: Tensor) -> bool:
-    return not any(bool(b.any()) for b in bad)
+def _within(a: Tensor, least: float) -> bool:
+    """Whether all elements are finite and at least `least`, or NaN."""
+    if not a.numel():
+        return True
+    low, high = (float(end) for end in a.detach().aminmax())  # both NaN if any element is
+    return low >= least and high < math.inf if low == low else not bool(((a < least) | a.isinf()).any())
 
 
 def _worst(a: Tensor, bad: Tensor) -> float:

@@ -5,25 +5,64 @@
     phase(v, x) = h - v asinh(v / x)                                   (v eta in the usual notation)
 
 both large-order expansions read  log I = phase - log(2 pi h) / 2 + ...  and  log K = -phase - log(2 h / pi) / 2 + ...
-Arguments are tensors of one shape and one floating type; nothing is checked here.
+Arguments are tensors `[n]` of one floating type; nothing is checked here. Sums are formed on blocks `[terms, n]`, a few
+kernels for all terms together: on a thousand points the kernels' fixed cost is all that counts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from functools import cache, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 ORDER, ARGUMENT = 12.7, 30.0  # beyond these the expansions for large order and for large argument are exact to rounding
 HANKEL_TERMS = 20
+BLOCK = {"cpu": 1 << 16, "cuda": 1 << 25}  # elements of a block: what stays in the cache, or fits the card; on the
+# host a larger one is also given back to the system each time, and fetching its pages anew costs more than the work
 LOG2, LOG_2PI, LOG_PI_2 = math.log(2), math.log(2 * math.pi), math.log(math.pi / 2)
 
-# The phase vanishes at x = ROOT v, where sqrt(1 + z^2) = asinh(1 / z). ROOT_HI has 26 bits, so that products with
-# half of a float64 are exact.
+# The phase vanishes at x = ROOT v, where h = SLOPE v and asinh(v / x) = SLOPE. ROOT_HI has 26 bits, so that its product
+# with half of a float64 is exact.
 ROOT_HI, ROOT_LO = 0.6627434194087982, -5.96166367986954e-11
 ROOT = ROOT_HI + ROOT_LO
+SLOPE = math.hypot(1, ROOT)
+LIFT = 2.0**100  # keeps x cosh s in range for every x: as (LIFT x) (cosh s / LIFT)
+
+
+# ------------------------------------------------------------------------------ sums, few kernels each
+
+
+def powers(x: Tensor, count: int) -> Tensor:
+    """x, x^2, ..., x^count along a new first dimension, each pass doubling what there is."""
+    rows = x.new_empty(count, *x.shape)
+    rows[0] = x
+    done = 1
+    while done < count:
+        more = min(done, count - done)
+        torch.mul(rows[:more], rows[done - 1], out=rows[done : done + more])
+        done += more
+    return rows
+
+
+def blocks(rows: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """Parts of `rows`, each so long that its outer product with `like` is one block."""
+    return rows.split(max(1, BLOCK.get(like.device.type, 1 << 20) // len(like)))
+
+
+def running_products(factors: Tensor, ratios: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """r_1 + r_1 r_2 + r_1 r_2 r_3 + ... with the rows r = ratios(factors), shape of `like`."""
+    if len(like) <= 1024:  # so few that one slow kernel beats a fast one for each row
+        return ratios(factors).cumprod(0).sum(0)
+    total = torch.zeros_like(like)
+    for some in reversed(blocks(factors, like)):
+        for r in reversed(ratios(some).unbind()):
+            torch.addcmul(r, r, total, out=total)  # Horner: r (1 + total)
+    return total
 
 
 # ---------------------------------------------------------------------------------- large order: Debye
@@ -45,39 +84,38 @@ def debye_polynomials(count: int) -> list[list[Fraction]]:
     return found
 
 
-def _matrix(terms: int) -> Tensor:
-    """Row k holds the coefficients of P_k, shape `[terms, terms]`."""
-    rows = debye_polynomials(terms)
-    return torch.tensor([[float(c) for c in row] + [0.0] * (terms - len(row)) for row in rows], dtype=torch.float64)
-
-
-COEFFICIENTS = _matrix(20)
+@cache
+def coefficients(terms: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Row k holds the coefficients of P_(k+1), shape `[terms - 1, terms]`."""
+    rows = debye_polynomials(terms)[1:]
+    padded = [[float(c) for c in row] + [0.0] * (terms - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=dtype, device=device)
 
 
 def _reach(terms: int) -> float:
     """The least h at which the first term left out is below a quarter of the rounding error, whatever t is."""
-    worst = (COEFFICIENTS[terms] @ torch.linspace(0, 1, 201, dtype=torch.float64) ** torch.arange(20)[:, None]).abs()
-    return float((worst.max() * 2.0**54) ** (1 / terms))
+    row = debye_polynomials(terms + 1)[terms]
+    worst = max(abs(sum(float(c) * (i / 200) ** j for j, c in enumerate(row))) for i in range(201))
+    return (worst * 2.0**54) ** (1 / terms)
 
 
-# Far out a few terms are enough: (terms, least h), the fullest first. Next to v = 12.7 the terms shrink until the
-# twentieth; fourteen leave an error of 7e-14 there.
-BANDS = ((20, 0.0), (12, _reach(12)), (7, _reach(7)), (5, _reach(5)))
+# Far out a few terms are enough: (least h, terms). Next to v = 12.7 the terms shrink until the twentieth; fourteen
+# leave an error of 7e-14 there.
+DEBYE_TERMS = ((_reach(5), 5), (_reach(7), 7), (_reach(12), 12))
 
 
-def debye_tail(v: Tensor, h: Tensor, sign: int, terms: int = 20) -> Tensor:
+def debye_terms(h: Tensor) -> int:
+    """How many terms these elements need."""
+    least = float(h.min())
+    return next((terms for reach, terms in DEBYE_TERMS if least >= reach), 20)
+
+
+def debye_tail(v: Tensor, h: Tensor, sign: int) -> Tensor:
     """log sum_k (sign)^k u_k(t) / v^k with t = v / h, written as sum_k P_k(t^2) (sign / h)^k."""
-    powers = v.new_empty(terms, v.numel())
-    powers[0] = 1
-    torch.div(v, h, out=powers[1]).square_()
-    for k in range(2, terms):
-        torch.mul(powers[k - 1], powers[1], out=powers[k])
-    values = COEFFICIENTS[1:terms, :terms].to(v) @ powers
-    w = sign / h
-    total = values[-1]
-    for row in reversed(values[:-1].unbind()):
-        total = torch.addcmul(row, total, w)
-    return total.mul_(w).log1p_()  # the sum starts at 1
+    terms, w = debye_terms(h), sign / h
+    t2, w = powers(torch.stack([(v * w).square_(), w]), terms - 1).unbind(1)
+    c = coefficients(terms, h.dtype, h.device)
+    return torch.addmm(c[:, :1], c[:, 1:], t2).mul_(w).sum(0).log1p_()  # the sum starts at 1
 
 
 def asinh_ratio(v: Tensor, x: Tensor, h: Tensor) -> Tensor:
@@ -91,51 +129,56 @@ def asinh_ratio(v: Tensor, x: Tensor, h: Tensor) -> Tensor:
 def phase(v: Tensor, x: Tensor, h: Tensor) -> Tensor:
     """h - v asinh(v / x), with full relative accuracy around its root x = ROOT v as well.
 
-    Near the root the two parts cancel and the plain difference is wrong by v times the rounding error. So there
-    d = x - ROOT v is formed exactly (the order split in halves), and the rise of the phase from d without cancelling.
+    Near the root the two parts cancel and the plain difference is wrong by v times the rounding error. So
+    d = x - ROOT v is formed exactly, and both parts as their rises from the root: e = h - SLOPE v without a
+    difference, and asinh(v / x) - SLOPE = log1p((e / k - d) / x) with k = (1 + SLOPE) / ROOT, exp(SLOPE).
     """
-    out = torch.addcmul(h, v, asinh_ratio(v, x, h), value=-1)
-    near = ((x - ROOT * v).abs() < 0.5 * ROOT * v) & (v < 1e150)
-    at = near.nonzero().squeeze(1)
-    if len(at):
-        v, x, h = v[at], x[at], h[at]
-        big = v * 134217729.0  # Veltkamp's splitting, 2^27 + 1
-        high = big - (big - v)
-        d = ((x - high * ROOT_HI) - (v - high) * ROOT_HI) - v * ROOT_LO
-        root_s = math.hypot(1, ROOT)
-        dz = d / v
-        ds = dz * (x + ROOT * v) / (h + root_s * v)  # of sqrt(1 + z^2)
-        out[at] = v * (ds + torch.log1p(dz / ROOT) - torch.log1p(ds / (1 + root_s)))
-    return out
+    high = _upper_half(v)
+    d = x.sub(high, alpha=ROOT_HI).sub_(v - high, alpha=ROOT_HI).sub_(v, alpha=ROOT_LO)
+    e = x.add(v, alpha=ROOT).div_(h.add(v, alpha=SLOPE)).mul_(d)
+    rise = e.mul(ROOT / (1 + SLOPE)).sub_(d).div_(x).log1p_()
+    lost = rise.isinf()
+    if lost.any():  # the quotient overflowed
+        rise[lost] = asinh_ratio(v[lost], x[lost], h[lost]).sub_(SLOPE)
+    return e.addcmul_(v, rise, value=-1)
 
 
-def debye(v: Tensor, x: Tensor, sign: int, terms: int = 20) -> Tensor:
+def _upper_half(v: Tensor) -> Tensor:
+    """v with the lower 27 bits of its float64 cleared; float32, which promises nothing, as it is."""
+    return (v.view(torch.int64) & -(1 << 27)).view(v.dtype) if v.dtype == torch.float64 else v
+
+
+def debye(v: Tensor, x: Tensor, sign: int) -> Tensor:
     """The uniform expansion for large order (DLMF 10.41.3 and 10.41.4)."""
     h = torch.hypot(v, x)
-    out = debye_tail(v, h, sign, terms).add_(phase(v, x, h), alpha=sign)
+    out = debye_tail(v, h, sign).add_(phase(v, x, h), alpha=sign)
     return out.sub_(h.log_().add_(LOG_2PI if sign > 0 else -LOG_PI_2), alpha=0.5)
 
 
-def debye_step(v: Tensor, x: Tensor, sign: int, terms: int = 20) -> Tensor:
+def debye_step(v: Tensor, x: Tensor, sign: int) -> Tensor:
     """log F_(v+1)(x) - log F_v(x) with the large parts subtracted on paper."""
     h, above = torch.hypot(v, x), torch.hypot(v + 1, x)
     rise = (2 * v + 1) / (above + h)
     main = rise - v * torch.log1p((1 + rise) / (v + h)) - asinh_ratio(v + 1, x, above)
-    tails = debye_tail(v + 1, above, sign, terms) - debye_tail(v, h, sign, terms)
+    tails = debye_tail(v + 1, above, sign) - debye_tail(v, h, sign)
     return sign * main - torch.log1p(rise / h) / 2 + tails
 
 
 # ------------------------------------------------------------------------------ large argument: Hankel
 
 
+@cache
+def hankel_factors(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 / k and -(k - 1/2)^2 / k, shape `[terms, 2]`."""
+    rows = [(1 / k, -((k - 0.5) ** 2) / k) for k in range(1, HANKEL_TERMS + 1)]
+    return torch.tensor(rows, dtype=dtype, device=device)
+
+
 def hankel_tail(v: Tensor, x: Tensor, sign: int) -> Tensor:
-    """log(1 + sum_k (-sign)^k a_k), a_k = a_(k-1) (4 v^2 - (2k-1)^2) / (8 k x)."""
-    mu, w = 4 * v * v, (-sign / 8) / x
-    term, total = torch.ones_like(x), torch.zeros_like(x)
-    for k in range(1, HANKEL_TERMS + 1):
-        term.mul_(mu - (2 * k - 1) ** 2).mul_(w).div_(k)
-        total.add_(term)
-    return total.log1p_()
+    """log(1 + sum_k (-sign)^k a_k), a_k = a_(k-1) (v^2 - (k - 1/2)^2) / (2 k x)."""
+    w = (-sign / 2) / x
+    points = torch.stack([(v * v).mul_(w), w])
+    return running_products(hankel_factors(x.dtype, x.device), lambda factors: factors @ points, x).log1p_()
 
 
 def hankel(v: Tensor, x: Tensor, sign: int) -> Tensor:
@@ -152,14 +195,32 @@ def hankel_step(v: Tensor, x: Tensor, sign: int) -> Tensor:
 # ------------------------------------------------------------------------------------------ the corner
 
 
+def series_terms(x: float) -> int:
+    """How many terms of I_0's series at `x`, the slowest of all orders, until the next is below 1e-17 of the sum."""
+    m, term, total = 0, 1.0, 1.0
+    while term > 1e-17 * total:
+        m += 1
+        term *= (x / 2 / m) ** 2
+        total += term
+    return m
+
+
+@cache
+def series_factors(terms: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """4 m^2 and 4 m, shape `[terms, 2]`."""
+    m = torch.arange(1, terms + 1, dtype=dtype, device=device)
+    return torch.stack([4 * m * m, 4 * m], 1)
+
+
 def series_tail(v: Tensor, x: Tensor) -> Tensor:
     """log(1 + t_1 + t_2 + ...), t_m = t_(m-1) (x / 2)^2 / (m (m + v)): the power series over its first term."""
-    quarter = (x / 2).square_()
-    term, total = torch.ones_like(x), torch.zeros_like(x)
-    for m in range(1, 18 + int(1.1 * float(x.max()))):  # the largest term stands near m = x / 2
-        term.mul_(quarter).div_((v + m).mul_(m))
-        total.add_(term)
-    return total.log1p_()
+    square = x * x
+
+    def ratios(factors: Tensor) -> Tensor:
+        below = torch.addcmul(factors[:, :1], factors[:, 1:], v)
+        return torch.div(square, below, out=below)
+
+    return running_products(series_factors(series_terms(float(x.max())), x.dtype, x.device), ratios, x).log1p_()
 
 
 def series(v: Tensor, x: Tensor, sign: int) -> Tensor:
@@ -172,33 +233,42 @@ def series_step(v: Tensor, x: Tensor, sign: int) -> Tensor:
     return x.log() - LOG2 - torch.log(v + 1) + series_tail(v + 1, x) - series_tail(v, x)
 
 
-SPACING = 1 / 8
-
-
 def integral(v: Tensor, x: Tensor, sign: int) -> Tensor:
-    """log K by int_0^inf exp(-x cosh s) cosh(v s) ds (DLMF 10.32.9) with the trapezoid rule, over its peak.
+    """log K by 1/2 int exp(v s - x cosh s) ds over the line (DLMF 10.32.9) with the trapezoid rule, over its peak.
 
     The integrand is analytic and decays doubly exponentially: the rule's error falls exponentially in 1 / spacing.
-    The smallest argument decides how many nodes all elements get.
+    All elements share the nodes: the least argument decides how far they reach, the largest order and argument how
+    dense they are.
     """
-    peak = -phase(v, x, torch.hypot(v, x))  # the exponent v s - x cosh s at s = asinh(v / x)
-    lift = 600 * LOG2 if float(x.max()) < 1e-100 else 0.0  # x cosh s = (x e^lift) (e^-lift cosh s): no overflow
-    scaled = x * math.exp(lift)
-    total = torch.exp(-x - peak).div_(2)
-    for j in range(1, _nodes(float(v.max()), float(x.min())) + 1):
-        s = j * SPACING
-        cosh = (math.exp(s - lift) + math.exp(-s - lift)) / 2
-        # exp is slow below -700, and e^-99 adds nothing
-        weight = torch.add(peak.neg(), v, alpha=s).sub_(scaled, alpha=cosh).clamp_(min=-99).exp_()
-        mirror = torch.mul(v, -2 * s).exp_()
-        total.add_(weight, alpha=0.5).addcmul_(weight, mirror, value=0.5)
-    return total.mul_(SPACING).log_().add_(peak)
+    h = torch.hypot(v, x)
+    peak = (v + h).log_().sub_(x.log()).mul_(v).sub_(h)  # the exponent at s = asinh(v / x), where it is largest
+    v_most, (x_least, x_most) = float(v.max()), (float(end) for end in x.aminmax())
+    density = min(32, math.ceil(16.4 + 0.84 * v_most + 0.4 * x_most))  # leaves an error below 1e-16
+    first, last = reach(v_most, x_least)
+    rule = nodes(math.floor(2 * first), math.ceil(2 * last), density, x.dtype, x.device)
+    points = torch.stack([v, x * LIFT, peak])
+    deep = x_most / x_least > 5 or x_least < 1e-5  # some exponents are below -700, where exp is slow
+    total = torch.zeros_like(x)
+    for some in blocks(rule, x):
+        exponent = some @ points
+        total.add_((exponent.clamp_(min=-99) if deep else exponent).exp_().sum(0))  # e^-99 adds nothing
+    return total.div_(density / 2).log_().add_(peak)
 
 
-def _nodes(v: float, x: float) -> int:
-    """How many nodes until the integrand is below e^-42 of its peak, for orders up to `v`, arguments down to `x`."""
-    s = math.asinh(v / x) if v / x < 1e300 else math.log(2 * v) - math.log(x)
+@lru_cache(maxsize=256)
+def nodes(first: int, last: int, density: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows s, -cosh(s) / LIFT, -1, for `density` / 4 nodes s per unit from `first` / 2 to `last` / 2."""
+    s = np.arange(first * density // 8, -(-last * density // 8) + 1) * 4 / density
+    inner = np.clip(s, -700, 700)
+    cosh = np.cosh(inner) / LIFT * np.exp(np.abs(s - inner))
+    return torch.from_numpy(np.stack([s, -cosh, np.full_like(s, -1)], 1)).to(device, dtype)
+
+
+def reach(v: float, x: float) -> tuple[float, float]:
+    """Between which s the integrand is above e^-42 of its peak, for orders up to `v` and arguments down to `x`."""
+    log_x = math.log(x)
+    s = math.asinh(v / x) if v / x < 1e300 else math.log(2 * v) - log_x
     lowest = 42 + math.hypot(x, v) - v * s
-    while math.exp(s + math.log(x) - LOG2) - v * s < lowest:
-        s += SPACING
-    return math.ceil(s / SPACING)
+    while math.exp(s + log_x - LOG2) - v * s < lowest:
+        s += 0.1
+    return log_x - math.log(2 * x + 84), s  # to the left v s only helps: x cosh s >= x + 42
