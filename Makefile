@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SCALE  ?= laptop
 CORES  ?= all
 
-.PHONY: run test lint format setup benchmarks reference clean
+.PHONY: run test faults lint format setup benchmarks reference clean
 
 run: setup
 	$(BIN)/snakemake --profile workflows/profiles/laptop --cores $(CORES) --config scale=$(SCALE)
@@ -23,6 +23,10 @@ $(VENV)/.ready: pyproject.toml envs/constraints.txt
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The long campaign behind docs/reliability.md: all papers, killed twenty times. About half an hour.
+faults: setup
+	$(BIN)/python -m pytest -m campaign -s tests/faults
 
 lint: setup
 	$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }

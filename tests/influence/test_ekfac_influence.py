@@ -13,6 +13,7 @@ from secondlook.influence.ekfac_influence import (
     HalfSquaredError,
     cg_solver,
     dense_solver,
+    experiment,
     lissa_solver,
     pbrf,
     response,
@@ -102,6 +103,20 @@ def test_gauss_newton_rows_and_exact_solvers(classifier, loss):
     torch.testing.assert_close(
         flatten(cg_solver(model, [x[:12], x[12:]], loss, damping, tolerance=1e-10)(v)), want, rtol=1e-6, atol=1e-8
     )
+
+
+def test_iterating_reaches_its_tolerance_for_a_float32_network():
+    g = generator()
+    model = nn.Sequential(nn.Linear(200, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=g))
+    x, damping = torch.rand(64, 200, generator=g) + 1, {"0": 1e-5, "2": 1e-4}
+    v = {"0": torch.randn(2, 32, 201, generator=g), "2": torch.randn(2, 10, 33, generator=g)}
+    found = flatten(experiment.exact("cg", model, [x], "ce", damping)(v))
+    want = flatten(dense_solver(model.double(), [x.double()], "ce", damping)(v))
+    assert found.dtype == torch.float32
+    assert float((found - want).norm() / want.norm()) < 1e-3
 
 
 def test_lissa_converges_to_the_exact_solve(classifier):

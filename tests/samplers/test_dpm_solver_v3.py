@@ -590,6 +590,12 @@ def test_frechet_distance_of_gaussians():
         frechet_distance(a, b[:, :3])
 
 
+def test_samples_that_diverged_are_infinitely_far_away():
+    a, b = torch.ones(4, 3), torch.randn(5, 3, generator=rng(1))
+    a[2, 1] = torch.nan
+    assert frechet_distance(a, b) == frechet_distance(b, a) == torch.inf
+
+
 # --------------------------------------------------------------------------------------------------- the peer
 
 

@@ -74,7 +74,6 @@ def lanczos(A: Tensor | SymmetricOperator, start: Tensor, steps: int) -> tuple[T
     tiny, scale = _tiny(start), start.new_zeros(p)
     for j in range(m):
         w = (A @ Q[:, j].T).T.unsqueeze(-1)  # [p, n, 1]
-        _check_finite(w)
         known = Q[:, : j + 1]
         first = known @ w
         T[:, j, j] = first[:, j, 0]
@@ -87,6 +86,7 @@ def lanczos(A: Tensor | SymmetricOperator, start: Tensor, steps: int) -> tuple[T
         if j + 1 < m:
             Q[:, j + 1] = torch.where(alive, 1 / beta, 0).unsqueeze(1) * w.squeeze(-1)
             T[:, j, j + 1] = T[:, j + 1, j] = beta
+    _check_finite(T)  # what is not finite stays in T: one look at the device is enough
     return T, Q, beta
 
 

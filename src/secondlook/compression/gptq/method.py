@@ -134,7 +134,7 @@ def gptq_quantize(
     pivots = U.diagonal().tolist()
 
     codes = torch.empty_like(W)
-    loss = 0.0
+    loss = torch.zeros((), dtype=torch.float64, device=W.device)
     for start in range(0, columns, block_size):
         end = min(start + block_size, columns)
         errors = torch.zeros_like(W[start:end])
@@ -155,7 +155,7 @@ def gptq_quantize(
             W[j + 1 : end].addr_(U[j, j + 1 : end], e, alpha=-1)
             codes[j], errors[j - start] = code[:, 0], e
         W[end:].addmm_(U[start:end, end:].T, errors, alpha=-1)  # lazy: one product instead of many updates
-        loss += errors.double().square().sum().item()
+        loss += errors.double().square().sum()
 
     back = torch.argsort(order)
     return QuantizedWeight(
@@ -164,5 +164,5 @@ def gptq_quantize(
         zero=torch.cat([g.zero for g in grids], 1),
         group_of=group_of[back],
         bits=bits,
-        loss=loss,
+        loss=loss.item(),
     )

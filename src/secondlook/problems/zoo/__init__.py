@@ -6,6 +6,7 @@
 A model is a file of this folder: its name with "_" for "-", with
 
     SCALES: dict[str, dict]                                    settings per scale
+    CHECK: dict                                                laid over the gpu ones to try them in seconds on a CPU
     build(settings) -> nn.Module
     train(settings, seed, device, track) -> (model, metrics)   track(iterable, label) draws progress
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import pkgutil
 import time
 from collections.abc import Callable, Iterable
@@ -23,8 +23,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from secondlook.suite import provenance as circumstances
+from secondlook.suite import seals
 from secondlook.suite.errors import ModelMissing, SecondLookError, UnknownName
-from secondlook.suite.files import write_atomically, write_text
+from secondlook.suite.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +68,7 @@ def train(
     Each file is replaced in one step, the provenance last: it marks a model as complete.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     module = _module(name)
     if scale not in module.SCALES:
@@ -79,7 +80,8 @@ def train(
     wall = time.perf_counter() - start
 
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    write_atomically(weights, lambda temporary: save_file(tensors, temporary))
+    data = save(tensors)
+    write_atomically(weights, lambda temporary: temporary.write_bytes(data))
     commit, dirty = circumstances.git_state()
     facts = {
         "status": "ok",
@@ -89,14 +91,14 @@ def train(
         "settings": settings,
         "metrics": metrics,
         "wall_s": round(wall, 3),
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(data).hexdigest(),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "git_commit": commit,
         "dirty": dirty,
         **circumstances.versions(),
     }
-    write_text(record, json.dumps(facts, indent=2) + "\n")
+    seals.write_json(record, facts)
     return metrics
 
 
@@ -106,6 +108,7 @@ def load(name: str, seed: int = 0, scale: str | None = None, *, root: Path, devi
     ``root`` is a scale's results folder. With ``scale`` given, a model trained at another one is refused.
     Raises `ModelMissing` when it has not been trained, `ModelCorrupt` when weights and provenance disagree.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
     facts = provenance(name, seed, scale, root=root)
@@ -122,7 +125,10 @@ def load(name: str, seed: int = 0, scale: str | None = None, *, root: Path, devi
     if (digest := hashlib.sha256(data).hexdigest()) != facts["sha256"]:
         raise ModelCorrupt(f"{weights}: {record.name} says sha256 {facts['sha256']}, found {digest}; run: {command}")
     model = _module(name).build(facts["settings"])
-    model.load_state_dict(from_bytes(data))
+    try:
+        model.load_state_dict(from_bytes(data))
+    except (SafetensorError, RuntimeError) as other:
+        raise ModelCorrupt(f"{weights} does not hold the weights of {name} ({other}); run: {command}") from None
     return model.to(device).eval()
 
 
@@ -133,9 +139,12 @@ def provenance(name: str, seed: int = 0, scale: str | None = None, *, root: Path
         raise ModelMissing(
             f"reference model {name} seed {seed} is not under {root}; run: {_command(name, seed, scale or 'laptop')}"
         )
-    facts = json.loads(record.read_text())
+    command = _command(name, seed, scale or "laptop")
+    try:
+        facts = seals.read_json(record)
+    except ValueError as damaged:
+        raise ModelCorrupt(f"{record} is damaged ({damaged}); run: {command}") from None
     if facts["status"] != "ok":
-        command = _command(name, seed, scale or "laptop")
         raise ModelMissing(f"training of {name} seed {seed} failed ({facts['note']}); run: {command}")
     return facts
 

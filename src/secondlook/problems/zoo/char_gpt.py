@@ -24,6 +24,7 @@ SCALES = {
     "laptop": _SMALL | {"steps": 1800},
     "gpu": _LARGE | {"steps": 1200, "lr": 1e-3},
 }
+CHECK = {"width": 16, "depth": 2, "heads": 2, "context": 16, "batch_size": 2, "steps": 2}
 
 
 def build(settings: dict) -> nn.Module:

@@ -40,6 +40,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "laptop": _MLP | {"steps": 4000},
     "gpu": _UNET | {"steps": 20_000},
 }
+CHECK = {"sizes": {"width": 4, "multipliers": [1, 2], "blocks": 1}, "batch_size": 4, "steps": 2}
 BETA_MIN, BETA_MAX, T_END = 0.1, 20.0, 1e-3
 
 

@@ -18,6 +18,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "laptop": _RECIPE | {"steps": 1000},
     "gpu": _RECIPE | {"steps": 1000},
 }
+CHECK = {"channels": [2, 2], "batch_size": 16, "steps": 2}
 
 
 def build(settings: dict[str, Any]) -> nn.Module:

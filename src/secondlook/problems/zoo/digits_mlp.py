@@ -18,6 +18,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "laptop": _RECIPE | {"steps": 600},
     "gpu": _RECIPE | {"steps": 600},
 }
+CHECK = {"hidden": 4, "batch_size": 16, "steps": 2}
 
 
 def build(settings: dict[str, Any]) -> nn.Module:

@@ -55,7 +55,7 @@ def few_steps(
         draw = _stream(STATISTICS)
         ems = compute_ems(bed.eps_fn, bed.schedule, bed.data, generator=draw, track=run.track, **statistics)
         _record_statistics(run, problem, ems)
-        flat = EMS.degenerate(bed.schedule, tuple(bed.data.shape[1:]), grid)
+        flat = EMS.degenerate(bed.schedule, tuple(bed.data.shape[1:]), grid, device=bed.data.device)
         here = _start(bed, run.seeds, tuning_noises, noises, reference_steps)
         elsewhere = _start(bed, run.seeds, tuning_noises, noises, reference_steps, stream=COPY)
         arms = {
@@ -175,6 +175,7 @@ def frechet(
     ):
         samplers = {recipe: build(bed.eps_fn, bed.schedule) for recipe, build in recipes.items()}
         trial = bed.noise(tuning_samples, _stream(TUNING + stream))
+        starts = {seed: bed.noise(samples, _stream(seed + stream)) for seed in run.seeds}
         for n in run.track(nfes, f"{arm}: evaluations"):
             tried = {
                 recipe: frechet_distance(features(bed.solve(sampler, trial, n)), val)
@@ -182,7 +183,6 @@ def frechet(
             }
             chosen = min(tried, key=tried.__getitem__)
             run.note(f"{arm} at {n}: {chosen}")
-            for seed in run.seeds:
-                x_T = bed.noise(samples, _stream(seed + stream))
+            for seed, x_T in starts.items():
                 distance = frechet_distance(features(bed.solve(samplers[chosen], x_T, n)), test)
                 run.record("frechet", distance, method=arm, problem="denoiser", seed=seed, step=n)

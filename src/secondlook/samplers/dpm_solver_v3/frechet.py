@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,14 @@ NETWORKS = {"digits-cnn": digits_cnn, "resnet20": resnet20}
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) for features a [N, d], b [M, d], in float64."""
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) for features a [N, d], b [M, d], in float64.
+
+    Infinite where a feature is not finite: the samples have diverged.
+    """
     if len(a) < 2 or len(b) < 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"need two sets of two or more features of one length, got {tuple(a.shape)}, {tuple(b.shape)}")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return math.inf
     a, b = a.double(), b.double()
     A, B = (torch.atleast_2d(x.T.cov()) for x in (a, b))
     values, vectors = torch.linalg.eigh(A)
@@ -36,11 +43,13 @@ class Features:
         generator = torch.Generator().manual_seed(seed)
         data = data.to(device)
         self.model = NETWORKS[network](generator=generator).to(device)
+        # Every batch is augmented: draws from the host would make every step wait for the device.
+        draws = generator if device == "cpu" else torch.Generator(device).manual_seed(seed)
         augment = crop_and_flip if network == "resnet20" else None
         fit(
             self.model,
             torch.optim.AdamW(self.model.parameters(), lr=3e-3),
-            minibatches(data.train.x * 2 - 1, data.train.y, 128, generator, augment),
+            minibatches(data.train.x * 2 - 1, data.train.y, min(128, len(data.train.y)), draws, augment),
             cross_entropy,
             steps=steps,
             schedule=cosine(steps, warmup=steps // 20),

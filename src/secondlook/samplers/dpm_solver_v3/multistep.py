@@ -68,7 +68,8 @@ class MultistepSampler:
         return self.schedule.nodes(steps, self.spacing).tolist()
 
     def eps(self, x: Tensor, lam: float) -> Tensor:
-        return self.eps_fn(x, torch.tensor(lam, dtype=x.dtype, device=x.device))
+        # Filled in on the device: a copy from the host would wait for every step before it.
+        return self.eps_fn(x, torch.full((), lam, dtype=x.dtype, device=x.device))
 
     def evaluate(self, x: Tensor, lam: float) -> Node:
         """The nonlinear term; here the data prediction x0 = (x - sigma eps) / alpha."""

@@ -48,14 +48,21 @@ class EMS:
                 raise ValueError(f"{name} holds values that are not finite; the model's statistics diverged")
 
     @classmethod
-    def degenerate(cls, schedule: Schedule, shape: tuple[int, ...], n_grid: int, kind: str = "data") -> EMS:
+    def degenerate(
+        cls,
+        schedule: Schedule,
+        shape: tuple[int, ...],
+        n_grid: int,
+        kind: str = "data",
+        device: torch.device | str = "cpu",
+    ) -> EMS:
         """The constant choices behind earlier solvers: `data` (l = 1, s = b = 0) is DPM-Solver++,
         `noise` (l = 0, s = -1, b = 0) is DPM-Solver."""
         if kind not in ("data", "noise"):
             raise ValueError(f"kind must be 'data' or 'noise', got {kind!r}")
-        zero = torch.zeros(n_grid + 1, *shape, dtype=torch.float64)
+        zero = torch.zeros(n_grid + 1, *shape, dtype=torch.float64, device=device)
         l, s = (zero + 1, zero) if kind == "data" else (zero, zero - 1)
-        return cls(schedule.nodes(n_grid), l, s, zero)
+        return cls(schedule.nodes(n_grid).to(device), l, s, zero)
 
     def refine(self, n_grid: int) -> EMS:
         """The same piecewise linear curves sampled on n_grid intervals."""
