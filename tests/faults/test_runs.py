@@ -75,7 +75,8 @@ def test_two_runs_at_once_and_two_ctrl_c(tiny, undisturbed, tmp_path):
         first.signal(signal.SIGINT)
         time.sleep(0.2)
     assert first.wait(60) not in (0, None)
-    assert first.said.count("Terminating processes on user request") == 1
+    # None where a job ended of the signal before Snakemake looked: then its failure is the message.
+    assert first.said.count("Terminating processes on user request") <= 1
     assert "site-packages/snakemake" not in first.said  # no traceback of its own; a job may die while Python starts
     assert half_written(tmp_path) == []
     snakemake(tiny, tmp_path)
