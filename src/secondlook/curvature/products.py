@@ -2,8 +2,7 @@
 
 A subclass writes `_linearise(batch)`, which evaluates the model once and returns a function that multiplies. The
 graph behind that function is kept while the parameters do not change, so that a product costs one differentiation
-of the gradient and no new forward pass. Blocks of vectors go through the same graph, several at a time by `vmap`:
-as many as the processor's cache holds intermediate results for, because beyond that one by one is faster.
+of the gradient and no new forward pass. Blocks of vectors go through the same graph, several at a time by `vmap`.
 """
 
 from abc import abstractmethod
@@ -22,10 +21,12 @@ __all__ = ["CurvatureOperator", "Product", "derivative"]
 Product = Callable[[list[Tensor], bool], list[Tensor]]
 """Maps vectors in list form to products in list form; True: every tensor has a leading axis of k vectors."""
 
-# Memory for the intermediate results of a chunk of vectors, in bytes. On CPU about the size of a core's cache: for MLPs
-# and small CNNs chunks of this size were up to 5 times as fast as single vectors, larger ones up to 2 times slower.
+# Memory for the intermediate results of a chunk of vectors, in bytes. On CPU about the size of a core's cache: MLPs and
+# small CNNs gain up to 5 times from chunks that fit. Beyond it a few vectors at a time are still never slower than one
+# by one (measured up to a ResNet-20), so they are taken while their memory stays modest.
 CACHE = {"cpu": 4e6, "cuda": 2e9}
 LARGEST_CHUNK = 64
+FEW, MODEST = 8, 2e9
 
 
 def derivative(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], batched: bool) -> list:
@@ -38,8 +39,13 @@ def derivative(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Seque
     if not live:
         return [i.new_zeros(*lead, *i.shape) for i in inputs]
     outs, grads = zip(*live, strict=True)
-    result = torch.autograd.grad(outs, inputs, grads, retain_graph=True, allow_unused=True, is_grads_batched=batched)
-    return [i.new_zeros(*lead, *i.shape) if r is None else r for i, r in zip(inputs, result, strict=True)]
+
+    def pull(*grads: Tensor) -> tuple[Tensor, ...]:
+        result = torch.autograd.grad(outs, inputs, grads, retain_graph=True, allow_unused=True)
+        return tuple(torch.zeros_like(i) if r is None else r for i, r in zip(inputs, result, strict=True))
+
+    # Not `is_grads_batched`: its older vmap loops over the vectors in convolutions and pooling.
+    return list(torch.func.vmap(pull)(*grads) if batched else pull(*grads))
 
 
 class CurvatureOperator(SymmetricOperator):
@@ -129,7 +135,7 @@ class CurvatureOperator(SymmetricOperator):
         return result
 
     def _fitting_chunk(self) -> int:
-        """How many vectors' intermediate results fit into the cache; a handful at least, else it does not pay."""
+        """How many vectors' intermediate results fit into the cache, or a few while memory allows."""
         ours = {t.untyped_storage().data_ptr() for t in self.params}
         saved: dict[int, int] = {}
 
@@ -141,8 +147,9 @@ class CurvatureOperator(SymmetricOperator):
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             self._build(0, self.batches[0])
-        fit = int(CACHE.get(self.device.type, CACHE["cuda"]) / max(1, sum(saved.values())))
-        return min(fit, LARGEST_CHUNK) if fit >= 4 else 1
+        size = max(1, sum(saved.values()))
+        fitting = min(LARGEST_CHUNK, int(CACHE.get(self.device.type, CACHE["cuda"]) / size))
+        return max(1, fitting, min(FEW, int(MODEST / size)))
 
     def _columns(self, block: Tensor) -> Tensor:
         rows = block.T.contiguous()
