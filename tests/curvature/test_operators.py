@@ -135,6 +135,15 @@ def test_monte_carlo_fisher_is_unbiased_and_does_not_depend_on_batches(likelihoo
     assert torch.equal(one @ v, one @ v)
 
 
+def test_products_do_not_alias_their_vectors():
+    w, v = torch.zeros(3, requires_grad=True), torch.arange(3.0)
+    H = HessianOperator.of_loss(lambda p: p[0].square().sum() / 2, [w])
+    for product, given in ((H @ v, v), ((H @ [v])[0], v), ((H @ v[:, None])[:, 0], v)):
+        assert product.equal(given)
+        product.add_(1)
+        assert v.equal(torch.arange(3.0))
+
+
 def test_loss_of_a_list_of_tensors():
     A = torch.randn(3, 3, generator=seeded(), dtype=torch.float64)
     u, w = torch.randn(3, generator=seeded(1), dtype=torch.float64), torch.ones(2, dtype=torch.float64)

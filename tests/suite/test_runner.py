@@ -90,12 +90,30 @@ def test_the_digest_does_not_depend_on_key_order():
     assert provenance.config_sha256({"a": 1}) != provenance.config_sha256({"a": 2})
 
 
-def test_interleaved_alternates_and_keeps_every_repeat():
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only `clock(seconds)` moves."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def pass_by(seconds):
+        now[0] += seconds
+
+    return pass_by
+
+
+def test_a_short_call_is_timed_over_several(clock):
+    count = []
+    table = timing.interleaved({"short": lambda: (count.append(1), clock(timing.SHORTEST / 4))}, repeats=3)
+    assert len(count) == 1 + 3 * 4  # one warms up
+    assert table["seconds"].tolist() == pytest.approx([timing.SHORTEST / 4] * 3)
+
+
+def test_interleaved_alternates_and_keeps_every_repeat(clock):
     order = []
-    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    calls = {name: lambda name=name: (order.append(name), clock(timing.SHORTEST)) for name in "ab"}
     table = timing.interleaved(calls, repeats=3, warmup=1)
     assert order == ["a", "b", "a", "b", "b", "a", "a", "b"]
     assert table.groupby("name").size().to_dict() == {"a": 3, "b": 3}
-    assert (table["seconds"] >= 0).all()
     with pytest.raises(ValueError, match="repeats"):
         timing.interleaved(calls, repeats=0)

@@ -126,12 +126,13 @@ class CurvatureOperator(SymmetricOperator):
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             return self._linearise(index, batch)
 
-    def _apply(self, vectors: list[Tensor], batched: bool) -> list[Tensor]:
-        result: list[Tensor] | None = None
+    def _apply(self, vectors: list[Tensor]) -> list[Tensor]:
+        """The product with one vector; it may alias `vectors`."""
+        result: list[Tensor] = []
         for weight, product in self._products():
-            part = torch._foreach_mul(product(vectors, batched), weight)  # a copy: a product may alias its vectors
-            result = part if result is None else torch._foreach_add(result, part)
-        assert result is not None
+            part = product(vectors, False)
+            part = part if weight == 1 else torch._foreach_mul(part, weight)
+            result = torch._foreach_add(result, part) if result else part
         return result
 
     def _fitting_chunk(self) -> int:
@@ -154,7 +155,7 @@ class CurvatureOperator(SymmetricOperator):
     def _columns(self, block: Tensor) -> Tensor:
         rows = block.T.contiguous()
         if len(rows) == 1:
-            return pack(self._apply(unpack(rows[0], self.params), False)).unsqueeze(1)
+            return pack(self._apply(unpack(rows[0], self.params))).unsqueeze(1)
         out = torch.zeros_like(rows)
         if self.chunk is None:
             self.chunk = self._fitting_chunk()
@@ -176,7 +177,7 @@ class CurvatureOperator(SymmetricOperator):
         """The product with `[P]`, with a block `[P, k]`, or with a list of tensors shaped like the parameters."""
         if isinstance(x, Tensor):
             if x.ndim == 1 and x.shape == self.shape[:1] and x.dtype == self.dtype:
-                return pack(self._apply(unpack(x, self.params), False))
+                return pack(self._apply(unpack(x, self.params)))
             return super().__matmul__(x)
         x = list(x)
         if [t.shape for t in x] != [p.shape for p in self.params]:
@@ -184,7 +185,8 @@ class CurvatureOperator(SymmetricOperator):
                 f"the list has shapes {[tuple(t.shape) for t in x]}, "
                 f"the parameters {[tuple(p.shape) for p in self.params]}"
             )
-        return self._apply(x, False)
+        theirs = {t.data_ptr() for t in x}
+        return [t.clone() if t.data_ptr() in theirs else t for t in self._apply(x)]
 
 
 def _batches(data: Any) -> Sequence[Any]:
