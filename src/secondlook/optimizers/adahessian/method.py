@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from secondlook.optimizers.base import Base, check_betas, check_count, check_range
 
 Probe = Sequence[Tensor]
 
@@ -67,7 +68,7 @@ def hutchinson_diag(
     """
     if block not in ("spatial", None):
         raise ValueError(f"block must be 'spatial' or None, got {block!r}")
-    _check_count("n_probes", n_probes)
+    check_count("n_probes", n_probes)
     if not params:
         return []
     _check_graph(grads)
@@ -82,7 +83,7 @@ def hutchinson_diag(
     return [spatial_mean(d) for d in mean] if block == "spatial" else mean
 
 
-class AdaHessian(Optimizer):
+class AdaHessian(Base):
     """Adam-shaped steps scaled by a running root-mean-square of the Hessian diagonal.
 
     Call `step()` after `loss.backward(create_graph=True)`; the step frees that graph. With m the average of
@@ -126,8 +127,8 @@ class AdaHessian(Optimizer):
         signed_average: bool = False,
         maximize: bool = False,
     ) -> None:
-        _check_count("n_probes", n_probes)
-        _check_count("update_every", update_every)
+        check_count("n_probes", n_probes)
+        check_count("update_every", update_every)
         self.n_probes, self.update_every, self.signed_average = n_probes, update_every, signed_average
         group_options = {
             "lr": lr,
@@ -139,17 +140,14 @@ class AdaHessian(Optimizer):
             "maximize": maximize,
         }
         super().__init__(params, group_options)
-        if generator is None:
-            device = self.param_groups[0]["params"][0].device
-            generator = torch.Generator(device).manual_seed(torch.initial_seed())
-        self.generator = generator
+        self.generator = self._own_stream(generator)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        _check_options({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            if p.is_complex():
-                raise ValueError("complex parameters are not supported; pass torch.view_as_real(parameter)")
+    def _check(self, options: dict[str, Any]) -> None:
+        for name in ("lr", "weight_decay"):
+            check_range(name, options[name])
+        check_range("eps", options["eps"], low_open=True)
+        check_range("hessian_power", options["hessian_power"], high=1, high_open=False)
+        check_betas(options["betas"])
 
     @property
     def wants_graph(self) -> bool:
@@ -177,13 +175,7 @@ class AdaHessian(Optimizer):
         Raises:
             RuntimeError: a gradient has no graph at a refresh, or is sparse.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if any(p.grad.is_sparse for p in params):
-            raise RuntimeError("AdaHessian needs dense gradients; build the embedding with sparse=False")
+        loss, params = self._begin(closure)
         curvature: dict[Tensor, Tensor] = {}
         if any(self._due(p) for p in params):
             curvature = dict(zip(params, self._curvature(params, probes), strict=True))
@@ -246,20 +238,6 @@ class AdaHessian(Optimizer):
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
         torch._foreach_addcdiv_(params, m, denominator, [-lr / (1 - beta1 ** s["step"]) for s in states])
 
-    def state_dict(self) -> dict[str, Any]:
-        """The usual dictionary and the generator's state, so that a resumed run draws the same signs."""
-        return {**super().state_dict(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore averages, options and, where the dictionary has it, the random stream."""
-        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        if "generator" in state_dict:
-            self.generator.set_state(state_dict["generator"].cpu())
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("n_probes", "update_every", "signed_average", "generator")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
-
 
 def _check_graph(grads: Sequence[Tensor]) -> None:
     for i, g in enumerate(grads):
@@ -269,24 +247,6 @@ def _check_graph(grads: Sequence[Tensor]) -> None:
                 "loss.backward(create_graph=True) before step(), do not detach the gradient, and leave out "
                 "parameters in which the loss is linear"
             )
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    for name in ("lr", "weight_decay"):
-        if not 0 <= options[name] < float("inf"):
-            raise ValueError(f"{name} must be finite and not negative, got {options[name]!r}")
-    if not 0 < options["eps"] < float("inf"):
-        raise ValueError(f"eps must be finite and positive, got {options['eps']!r}")
-    if not 0 <= options["hessian_power"] <= 1:
-        raise ValueError(f"hessian_power must lie in [0, 1], got {options['hessian_power']!r}")
-    betas = options["betas"]
-    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
-        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
 
 
 def _fitting(probe: Probe, params: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,89 @@
+"""What the family's optimizers share: what they need is asked for in one way, and options are checked early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Base(Optimizer):
+    """An optimizer that says what a step needs beyond gradients; training loops look before each step.
+
+    Attributes:
+        wants_graph: the next step differentiates the gradients: call `loss.backward(create_graph=True)`.
+        needs_closure: `step` must be given a closure that clears the gradients, evaluates the loss, calls `backward`
+            (with `create_graph=True` where `wants_graph`) and returns the loss. It may be called several times.
+        generator: source of whatever is random, saved in `state_dict`; None where nothing is.
+
+    Subclasses write `_check` for the options of a group, and `step`, which starts with `_begin`.
+    """
+
+    wants_graph: bool = False
+    needs_closure: bool = False
+    generator: torch.Generator | None = None
+
+    def _check(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option that is out of range."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        if any(p.is_complex() for p in self.param_groups[-1]["params"]):
+            raise ValueError("complex parameters are not supported; pass torch.view_as_real(parameter)")
+
+    def _begin(self, closure: Callable[[], Any] | None) -> tuple[Any, list[Tensor]]:
+        """What the closure returned (or None), and all parameters that now have a gradient, in the groups' order."""
+        if closure is None and self.needs_closure:
+            raise RuntimeError(f"{type(self).__name__} evaluates the loss itself: call step(closure)")
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(p.grad.is_sparse for p in params):
+            raise RuntimeError(f"{type(self).__name__} needs dense gradients; build the embedding with sparse=False")
+        return loss, params
+
+    def _own_stream(self, generator: torch.Generator | None) -> torch.Generator:
+        """`generator`, or a new one: `torch.manual_seed` decides the run, the global state is left alone."""
+        device = self.param_groups[0]["params"][0].device
+        return generator or torch.Generator(device).manual_seed(torch.initial_seed())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The usual dictionary and the state of the random stream, so that a resumed run draws the same numbers."""
+        stream = {} if self.generator is None else {"generator": self.generator.get_state()}
+        return {**super().state_dict(), **stream}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore state, options and, where the dictionary has it, the random stream."""
+        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        if self.generator is not None and "generator" in state_dict:
+            self.generator.set_state(state_dict["generator"].cpu())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+def check_range(
+    name: str, value: float, low: float = 0.0, high: float = inf, *, low_open: bool = False, high_open: bool = True
+) -> None:
+    """ValueError unless `value` lies between `low` and `high`; ends belong to the range where they are not open."""
+    above = value > low if low_open else value >= low
+    below = value < high if high_open else value <= high
+    if not (above and below):
+        ends = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+        raise ValueError(f"{name} must lie in {ends}, got {value!r}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """ValueError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_betas(betas: tuple[float, ...]) -> None:
+    """ValueError unless `betas` are two decay rates in [0, 1)."""
+    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
