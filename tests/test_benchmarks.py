@@ -17,6 +17,11 @@ def test_it_runs_beside_its_peers(family, tmp_path):
     assert row["status"] == "ok", row["note"]
     table = tables.conform(pd.DataFrame(done.rows), tables.MEASUREMENTS)
     assert table["method"].nunique() >= 2, "a benchmark compares"
+    declared = registry.benchmark_metrics(family)
+    assert {m: declared[m].step is not None for m in table["metric"]} == {
+        m: g["step"].notna().all() for m, g in table.groupby("metric")
+    }
+    assert {m: declared[m].unit for m in table["metric"]} == dict(zip(table["metric"], table["unit"], strict=True))
     assert (table["status"] == "ok").mean() > 0.5
     timed = table[table["unit"].isin(["s", "ms"])]
     assert len(timed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import math
 import shutil
 import sys
@@ -18,7 +20,8 @@ from hypothesis import strategies as st
 from synthetic import EVIL, example
 
 from secondlook.suite import registry
-from secondlook.suite.report import evidence, marks, numerals, prose, source, summaries, words
+from secondlook.suite.cards import Metric
+from secondlook.suite.report import curves, evidence, marks, numerals, prose, source, summaries, words
 from secondlook.suite.report.judged import judged
 from secondlook.suite.report.room import SECTIONS, Page, open_page
 from secondlook.suite.statistics import estimate
@@ -178,7 +181,7 @@ def test_summary_agrees_with_the_suites_estimate():
 
 
 def test_long_series_are_shown_at_few_steps(results):
-    blocks = summaries.summaries(evidence.of_paper(results, "laptop", "gptq").measurements, example())
+    blocks = summaries.summaries(evidence.of_paper(results, "laptop", "gptq").measurements, example().metrics)
     loss = next(b for b in blocks if b["metric"] == "loss")
     assert loss["all_steps"] == 12
     assert (loss["columns"][0], loss["columns"][-1]) == (1, 12)
@@ -322,3 +325,24 @@ def test_a_room_is_shown_without_importing_it(results):
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("steps", "metric", "drawn"),
+    [
+        (5, Metric(label="loss", unit="nats", step="step"), True),
+        (3, Metric(label="loss", unit="nats", step="step"), False),  # dots say more
+        (5, Metric(label="loss", unit="nats"), False),
+        (5, None, False),
+    ],
+)
+def test_a_benchmarks_metric_over_many_steps_is_drawn(steps, metric, drawn):
+    at = itertools.product(("p", "q"), ("adam", "mine <b>"), range(2), range(steps))
+    rows = [(p, m, s, float(k + 1), 10.0 ** -(k + s)) for p, m, s, k in at]
+    table = pd.DataFrame(rows, columns=["problem", "method", "seed", "step", "value"]).assign(metric="loss")
+    figure = curves.drawn(table, metric)
+    assert bool(figure) == drawn
+    if drawn:
+        svg = base64.b64decode(figure.removeprefix("data:image/svg+xml;base64,")).decode()
+        assert ET.fromstring(svg).tag.endswith("svg")
+        assert figure == curves.drawn(table, metric)

@@ -69,13 +69,13 @@ SCALES: dict[str, dict[str, Any]] = {
             "heat-pinn",
         ],
         "trials": 8,
-        "seeds": 3,
+        "seeds": 5,
         "rows": 20,
     },
     "gpu": {
         "problems": ["mnist-lenet", "cifar10-resnet20", "shakespeare-transformer"],
         "trials": 6,
-        "seeds": 3,
+        "seeds": 5,
         "rows": 40,
     },
 }

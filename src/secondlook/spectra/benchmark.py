@@ -36,7 +36,7 @@ from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
 
 METRICS: dict[str, dict] = {
-    "seconds": {"label": "time", "unit": "s", "step": "repeat", "timing": True},
+    "seconds": {"label": "time", "unit": "s", "timing": True},
     "disagreement": {"label": "largest relative difference from ours", "unit": "1"},
     "dense_error": {"label": "relative error against the dense Hessian", "unit": "1"},
 }
@@ -142,7 +142,7 @@ def benchmark(
                     error = (found.to(truth) - truth).abs().max() / truth.abs().max()
                     run.record("dense_error", error, method=peer, problem=problem)
             for row in interleaved(entries, repeats=repeats).itertuples():
-                run.record("seconds", row.seconds, method=row.name, problem=problem, seed=row.repeat, step=row.repeat)
+                run.record("seconds", row.seconds, method=row.name, problem=problem, seed=row.repeat)
 
 
 def _contestants(run: Run, method: str | None, t: Task) -> dict[str, dict[str, Answer]]:

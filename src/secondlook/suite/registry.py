@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from secondlook.suite.cards import FAMILIES, Paper, load
+from secondlook.suite.cards import FAMILIES, Metric, Paper, load
 from secondlook.suite.errors import CardError, UnknownName
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -45,22 +45,32 @@ def family(name: str) -> str:
     return name
 
 
-@cache
 def benchmark_scales(name: str) -> dict[str, dict]:
-    """Settings per scale of a family's benchmark, {} where it has none. Read from the source: nothing is imported."""
-    path = PACKAGE / family(name) / "benchmark.py"
-    if not path.exists():
-        return {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(t, ast.Name) and t.id == "SCALES" for t in targets):
-            try:
-                return ast.literal_eval(node.value)  # type: ignore[attr-defined]
-            except ValueError:
-                raise CardError(
-                    f"{path}: SCALES must be a plain literal, so that it can be read without importing"
-                ) from None
-    return {}
+    """Settings per scale of a family's benchmark, {} where it has none."""
+    return _benchmark(name).get("SCALES", {})
+
+
+def benchmark_metrics(name: str) -> dict[str, Metric]:
+    """What a family's benchmark records, {} where it has none."""
+    return {metric: Metric(**facts) for metric, facts in _benchmark(name).get("METRICS", {}).items()}
+
+
+@cache
+def _benchmark(name: str) -> dict[str, Any]:
+    """The constants SCALES and METRICS of a family's benchmark, read from the source: nothing is imported."""
+    path, found = PACKAGE / family(name) / "benchmark.py", {}
+    if path.exists():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for t in targets:
+                if isinstance(t, ast.Name) and t.id in ("SCALES", "METRICS"):
+                    try:
+                        found[t.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+                    except ValueError:
+                        raise CardError(
+                            f"{path}: {t.id} must be a plain literal, so that it can be read without importing"
+                        ) from None
+    return found
 
 
 def function(card: Paper, file: str, name: str) -> Callable[..., Any]:

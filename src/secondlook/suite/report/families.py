@@ -6,7 +6,7 @@ from typing import Any
 
 from secondlook.suite import registry
 from secondlook.suite.cards import Paper
-from secondlook.suite.report import pages, source
+from secondlook.suite.report import curves, pages, source
 from secondlook.suite.report.evidence import Evidence
 from secondlook.suite.report.judged import count, judged
 from secondlook.suite.report.shown import Shown, Styled
@@ -39,9 +39,12 @@ class FamilyPage:
     def benchmark(self) -> Shown:
         """All methods of the family on the same problems under one protocol."""
         about = source.docstring(registry.PACKAGE / self.name / "benchmark.py")
-        blocks = summaries(self.bench.measurements, None)
+        metrics = registry.benchmark_metrics(self.name)
+        blocks = summaries(self.bench.measurements, metrics)
         for block in blocks:
-            block["plots"] = dots(block)
+            table = self.bench.measurements[self.bench.measurements["metric"] == block["metric"]]
+            block["curves"] = curves.drawn(table, metrics.get(block["metric"]))
+            block["plots"] = [] if block["curves"] else dots(block)
         runs = self.bench.runs.to_dict("records")
         plain = "\n".join(f"{b['label']}: {len(b['rows'])} rows" for b in blocks) or "; ".join(self.bench.holes)
         return self._shown("benchmark", plain, about=about, blocks=blocks, runs=runs)

@@ -80,7 +80,7 @@ class Page:
 
     def measurements(self) -> Shown:
         """Mean and 95% interval of every metric, by experiment, method, problem and step."""
-        blocks = summaries(self.evidence.measurements, self.paper)
+        blocks = summaries(self.evidence.measurements, self.paper.metrics)
         plain = "\n".join(f"{b['experiment']} / {b['label']}: {len(b['rows'])} rows" for b in blocks)
         return self._shown("measurements", plain, blocks=blocks, total=len(self.evidence.measurements))
 

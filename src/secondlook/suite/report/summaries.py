@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from secondlook.suite.cards import Paper
+from secondlook.suite.cards import Metric
 from secondlook.suite.report import evidence, marks, words
 
 ROWS, STEPS = 40, 6  # what a table shows at most; the rest is in the CSV
 
 
-def summaries(table: pd.DataFrame, paper: Paper | None) -> list[dict[str, Any]]:
+def summaries(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """Summary tables for display, one an (experiment, metric): a row a (problem, method), a column a step."""
     if table.empty:
         return []
     blocks = []
     for (experiment, metric, unit), g in evidence.summary(table).groupby(["experiment", "metric", "unit"], sort=False):
-        card = paper.metrics.get(metric) if paper else None
+        card = metrics.get(metric)
         steps = sorted(g["step"].dropna().unique())
         shown = (
             steps
