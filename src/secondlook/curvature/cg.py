@@ -71,27 +71,29 @@ def cg(
     iterations = torch.zeros(B.shape[1], dtype=torch.long, device=B.device)
     Z = R if preconditioner is None else preconditioner(R)
     P, rz = Z.clone(), (R * Z).sum(0)
+    going = bool(running.any())
     for _ in range(limit):
-        if not bool(running.any()):
+        if not going:
             break
         AP = multiply(P)
         curvature = (P * AP).sum(0)
         bad = running & ~(curvature > 0)
-        if bool(bad.any()):
-            column = int(bad.nonzero()[0])
-            worst = float(curvature[column] / (P[:, column] ** 2).sum())
-            if indefinite == "raise" or not torch.isfinite(curvature[column]):
-                raise ValueError(
-                    f"the matrix is not positive definite: curvature {worst:.3g} in iteration "
-                    f"{int(iterations[column]) + 1} of column {column}; raise damping, or use the GGN"
-                )
-            negative |= bad
-            running &= ~bad
+        negative |= bad
+        running &= ~bad
         step = torch.where(running, rz / curvature, 0)
         X += step * P
         R = R - step * AP
         iterations += running
         running &= torch.linalg.vector_norm(R, dim=0) > goal
+        fatal = bad if indefinite == "raise" else bad & ~torch.isfinite(curvature)
+        going, failed = torch.stack([running.any(), fatal.any()]).tolist()  # an iteration's one wait for the device
+        if failed:
+            column = int(fatal.nonzero()[0])
+            worst = float(curvature[column] / (P[:, column] ** 2).sum())
+            raise ValueError(
+                f"the matrix is not positive definite: curvature {worst:.3g} in iteration "
+                f"{int(iterations[column]) + 1} of column {column}; raise damping, or use the GGN"
+            )
         Z = R if preconditioner is None else preconditioner(R)
         rz, old = (R * Z).sum(0), rz
         # Columns that are done get a zero direction, so that nothing can overflow in them.

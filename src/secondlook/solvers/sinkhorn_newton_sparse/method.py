@@ -260,7 +260,7 @@ def _conjugate_gradients(S: Tensor, diagonal: Tensor, b: Tensor, *, rtol: float,
     for _ in range(max_iter):
         image = torch.addcmul(S @ direction, diagonal, direction)
         curvature = direction @ image
-        if rho <= stop or curvature <= 0:
+        if bool((rho <= stop) | (curvature <= 0)):  # one wait for the device, not two
             break
         alpha = rho / curvature
         solution.addcmul_(direction, alpha)
