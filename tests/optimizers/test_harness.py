@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from secondlook.optimizers import AdaHessian, benchmark
+from secondlook.optimizers import SGDP, AdaHessian, AdamP, benchmark
 from secondlook.problems import tasks
 from secondlook.problems.training import History
 
@@ -50,6 +50,27 @@ FACTORIES = [
             ("update_every", 0),
         ),
         random=True,
+    ),
+    Factory(
+        "adamp",
+        AdamP,
+        lr=0.1,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("betas", (0.9, 1.0)),
+            ("betas", (0.9,)),
+            ("eps", 0.0),
+            ("weight_decay", -0.1),
+            ("delta", -0.1),
+            ("wd_ratio", -1.0),
+        ),
+    ),
+    Factory(
+        "sgdp",
+        SGDP,
+        lr=0.05,
+        invalid=(("lr", -1.0), ("momentum", 1.0), ("dampening", 1.5), ("weight_decay", -0.1), ("delta", float("inf"))),
     ),
     # torch's own, to keep the harness itself honest
     Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secondlook.optimizers import AdaHessian
+from secondlook.optimizers import SGDP, AdaHessian, AdamP
 from secondlook.problems import tasks
 from secondlook.problems.training import History, cosine, fit
 from secondlook.suite.runner import Run
@@ -93,6 +93,8 @@ METHODS: dict[str, Make] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "adahessian": AdaHessian,
+    "adamp": AdamP,
+    "sgdp": SGDP,
 }
 
 
