@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from secondlook.optimizers import SGDP, AdaHessian, AdamP, benchmark
+from secondlook.optimizers import FOSI, SGDP, AdaHessian, AdamP, benchmark
 from secondlook.problems import tasks
 from secondlook.problems.training import History
 
@@ -29,6 +29,11 @@ class Factory:
     invalid: tuple[tuple[str, Any], ...]  # (option, bad value): the error must name the option
     random: bool = False  # draws random numbers: takes `generator=`
     maximize: bool = True
+
+
+def fosi(params: Any, lr: float, *, maximize: bool = False, **options: Any) -> FOSI:
+    """FOSI on heavy ball, with fresh eigenpairs at steps 2, 4, ..."""
+    return FOSI(torch.optim.SGD(params, lr, momentum=0.9, maximize=maximize), **{"k": 2, "every": 2, **options})
 
 
 FACTORIES = [
@@ -71,6 +76,25 @@ FACTORIES = [
         SGDP,
         lr=0.05,
         invalid=(("lr", -1.0), ("momentum", 1.0), ("dampening", 1.5), ("weight_decay", -0.1), ("delta", float("inf"))),
+    ),
+    Factory(
+        "fosi",
+        fosi,
+        lr=0.02,
+        invalid=(
+            ("k", -1),
+            ("l", 0.5),
+            ("every", 0),
+            ("warmup", 0),
+            ("order", 0),
+            ("alpha", 0.0),
+            ("alpha", 1.5),
+            ("lr_clip", 0.5),
+            ("momentum", "heavy"),
+            ("decay", 1.0),
+        ),
+        random=True,
+        maximize=False,
     ),
     # torch's own, to keep the harness itself honest
     Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),

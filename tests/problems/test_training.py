@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import warnings
 
@@ -312,6 +313,38 @@ def test_closure_serves_lbfgs():
     assert mse(model, (x, y)).item() == pytest.approx((design @ best - y).square().mean().item(), rel=1e-8)
 
 
+def test_closure_can_build_the_graph_too():
+    class Curved(torch.optim.SGD):
+        def step(self, closure=None):
+            closure()
+            self.graphs = [p.grad.requires_grad for group in self.param_groups for p in group["params"]]
+
+    optimizer = Curved((model := nn.Linear(2, 1, dtype=torch.float64)).parameters(), lr=1)
+    batch = torch.ones(4, 2, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
+    fit(model, optimizer, itertools.repeat(batch), mse, steps=1, graph=True, closure=True)
+    assert all(optimizer.graphs)
+
+
+def test_the_graph_is_built_at_the_steps_that_want_it():
+    class Alternating(torch.optim.SGD):
+        wants_graph, graphs = False, []
+
+        def step(self):
+            self.graphs.append(self.param_groups[0]["params"][0].grad.requires_grad)
+            self.wants_graph = not self.wants_graph
+
+    model = nn.Linear(2, 1)
+    fit(
+        model,
+        optimizer := Alternating(model.parameters(), lr=1),
+        [(torch.ones(4, 2), torch.ones(4, 1))] * 4,
+        mse,
+        steps=4,
+        graph=True,
+    )
+    assert optimizer.graphs == [False, True, False, True]
+
+
 def test_closure_never_called_is_an_error():
     class Idle(torch.optim.SGD):
         def step(self, closure=None):
@@ -353,7 +386,6 @@ def test_progress_sees_every_step():
     [
         ({"steps": -1}, "steps=-1"),
         ({"steps": 1, "every": 0}, "every=0"),
-        ({"steps": 1, "graph": True, "closure": True}, "exclude"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secondlook.optimizers import SGDP, AdaHessian, AdamP
+from secondlook.optimizers import FOSI, SGDP, AdaHessian, AdamP
 from secondlook.problems import tasks
 from secondlook.problems.training import History, cosine, fit
 from secondlook.suite.runner import Run
@@ -88,6 +88,11 @@ TIMED_STEPS, TIMED_REPEATS = 4, 5
 Make = Callable[..., torch.optim.Optimizer]  # (params, lr=...)
 
 
+def fosi(params: Iterable[nn.Parameter], lr: float, generator: torch.Generator) -> FOSI:
+    """FOSI on heavy ball; with the default, eigenpairs from step 100 on, some tasks would end before they start."""
+    return FOSI(torch.optim.SGD(params, lr, momentum=0.9), every=25, generator=generator)
+
+
 METHODS: dict[str, Make] = {
     "sgd-momentum": partial(torch.optim.SGD, momentum=0.9),
     "adam": torch.optim.Adam,
@@ -95,6 +100,7 @@ METHODS: dict[str, Make] = {
     "adahessian": AdaHessian,
     "adamp": AdamP,
     "sgdp": SGDP,
+    "fosi": fosi,
 }
 
 

@@ -116,10 +116,11 @@ def fit(
 
     ``loss(model, batch)`` is a 0-d tensor. ``schedule(step)`` multiplies the learning rates that the optimizer
     came with; step 0 is the first update, and the rates are put back at the end. ``graph`` keeps the
-    gradients' own graph for optimizers that differentiate them again; ``closure`` hands ``optimizer.step`` a
-    function that recomputes loss and gradients on the same batch (L-BFGS). Every ``every`` updates and after
-    the last one a row is recorded, with ``evaluate(model)`` in it where given; ``evaluate`` runs in whatever
-    mode the model is in (`accuracy` switches to evaluation mode), training mode is restored after it.
+    gradients' own graph for optimizers that differentiate them again; one that has ``wants_graph`` gets it at the
+    steps where that is true. ``closure`` hands ``optimizer.step`` a function that recomputes loss and gradients,
+    with their graph if ``graph``, on the same batch (L-BFGS). Every ``every`` updates and after the last one a
+    row is recorded, with ``evaluate(model)`` in it where given; ``evaluate`` runs in whatever mode the model is
+    in (`accuracy` switches to evaluation mode), training mode is restored after it.
 
     ``checkpoint`` names a file that is rewritten at each of those points and, if it exists, resumed from:
     the run then ends in the same bits as one never interrupted. That takes batches with a ``state_dict`` (as
@@ -131,8 +132,6 @@ def fit(
     """
     if steps < 0 or (every is not None and every < 1):
         raise ValueError(f"steps must be >= 0 and every >= 1, got steps={steps}, every={every}")
-    if graph and closure:
-        raise ValueError("graph and closure exclude each other: a closure computes its own gradients")
     every = every or max(steps, 1)
     rates = [group["lr"] for group in optimizer.param_groups] if schedule else []
     run = _Run(model, optimizer, iter(batches), generators)
@@ -149,7 +148,8 @@ def fit(
         for group, rate in zip(optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * schedule(step)
         try:
-            _update(model, optimizer, loss, next(run.batches), meter, graph=graph, closure=closure)
+            keep = graph and getattr(optimizer, "wants_graph", True)
+            _update(model, optimizer, loss, next(run.batches), meter, graph=keep, closure=closure)
         except torch.linalg.LinAlgError:  # an eigensolver given NaN, some steps before the next look at the loss
             if _finite(model) and not meter.exploded():
                 raise
