@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, SGDP, AdaHessian, AdamP, benchmark
+from secondlook.optimizers import FOSI, OASIS, SGDP, AdaHessian, AdamP, benchmark
 from secondlook.problems import tasks
 from secondlook.problems.training import History
 
@@ -95,6 +95,21 @@ FACTORIES = [
         ),
         random=True,
         maximize=False,
+    ),
+    Factory(
+        "oasis",
+        OASIS,
+        lr=1.0,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("inf")),
+            ("beta2", 1.0),
+            ("alpha", 0.0),
+            ("eta0", 0.0),
+            ("eta0", float("nan")),
+            ("warmup_probes", 0),
+        ),
+        random=True,
     ),
     # torch's own, to keep the harness itself honest
     Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),
@@ -390,7 +405,8 @@ def test_benchmark_takes_a_strangers_optimizer():
 
 @pytest.mark.parametrize("name", list(benchmark.METHODS))
 def test_benchmark_trains_a_task(name):
-    run = partial(benchmark.train, benchmark.METHODS[name], "breast-cancer-logistic", lr=0.03, seed=0, device="cpu")
+    lr = {"oasis": 1.0}.get(name, 0.03)  # OASIS multiplies the step that it finds
+    run = partial(benchmark.train, benchmark.METHODS[name], "breast-cancer-logistic", lr=lr, seed=0, device="cpu")
     trial = run(rows=2, steps=20)
     losses = trial.history.column("val_loss")
     assert trial.history.column("step") == [10, 20]

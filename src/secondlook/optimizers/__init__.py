@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "adahessian": ["AdaHessian", "hutchinson_diag"],
         "adamp": ["SGDP", "AdamP"],
         "fosi": ["FOSI"],
+        "oasis": ["OASIS", "oasis_minimize"],
     },
 )
