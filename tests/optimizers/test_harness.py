@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, OASIS, SGDP, AdaHessian, AdamP, benchmark
+from secondlook.optimizers import FOSI, MFAC, OASIS, SGDP, AdaHessian, AdamP, benchmark
 from secondlook.problems import tasks
 from secondlook.problems.training import History
 
@@ -110,6 +110,21 @@ FACTORIES = [
             ("warmup_probes", 0),
         ),
         random=True,
+    ),
+    Factory(
+        "mfac",
+        partial(MFAC, n_grads=32, damp=0.1),
+        lr=0.1,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("n_grads", 0),
+            ("n_grads", 1.5),
+            ("damp", 0.0),
+            ("damp", float("inf")),
+            ("momentum", 1.0),
+            ("weight_decay", -0.1),
+        ),
     ),
     # torch's own, to keep the harness itself honest
     Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),
@@ -405,7 +420,8 @@ def test_benchmark_takes_a_strangers_optimizer():
 
 @pytest.mark.parametrize("name", list(benchmark.METHODS))
 def test_benchmark_trains_a_task(name):
-    lr = {"oasis": 1.0}.get(name, 0.03)  # OASIS multiplies the step that it finds
+    # OASIS multiplies the step that it finds; M-FAC's first is about n_grads times lr long, over the gradient's norm.
+    lr = {"oasis": 1.0, "mfac": 0.003}.get(name, 0.03)
     run = partial(benchmark.train, benchmark.METHODS[name], "breast-cancer-logistic", lr=lr, seed=0, device="cpu")
     trial = run(rows=2, steps=20)
     losses = trial.history.column("val_loss")

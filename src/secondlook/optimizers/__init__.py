@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "adahessian": ["AdaHessian", "hutchinson_diag"],
         "adamp": ["SGDP", "AdamP"],
         "fosi": ["FOSI"],
+        "m_fac": ["MFAC", "DynamicIHVP", "StaticIHVP", "obs_prune"],
         "oasis": ["OASIS", "oasis_minimize"],
     },
 )
