@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, MFAC, OASIS, SGDP, AdaHessian, AdamP, benchmark
+from secondlook.optimizers import FOSI, MFAC, OASIS, SGDP, AdaHessian, AdamP, Sophia, benchmark
 from secondlook.problems import tasks
 from secondlook.problems.training import History
 
@@ -125,6 +125,24 @@ FACTORIES = [
             ("momentum", 1.0),
             ("weight_decay", -0.1),
         ),
+    ),
+    Factory(
+        "sophia",
+        # Decay would move weights without a gradient, and 150 steps fill slow averages only halfway.
+        partial(Sophia, weight_decay=0.0, betas=(0.9, 0.9), update_every=2),
+        lr=0.04,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("betas", (0.9, 1.0)),
+            ("betas", (0.9,)),
+            ("rho", 0.0),
+            ("eps", 0.0),
+            ("weight_decay", -0.1),
+            ("update_every", 0),
+            ("update_every", 2.5),
+        ),
+        random=True,
     ),
     # torch's own, to keep the harness itself honest
     Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),
