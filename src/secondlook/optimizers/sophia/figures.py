@@ -28,7 +28,7 @@ LABELS = {
     "sophia-g-always": "Sophia-G, every step",
 }
 
-for _method in ("sophia", "sophia-g", "gd", "heavy-ball", "sophia-g-half", "sophia-averaged", "adamw-half"):
+for _method in ("sophia", "sophia-g", "bartlett", "gd", "heavy-ball", "sophia-g-half", "sophia-averaged", "adamw-half"):
     plots.colour(_method)  # the clear colours to those that share a panel
 
 
