@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from secondlook.optimizers import Sophia
 from secondlook.optimizers.sophia import bartlett_diag, convex, sample_labels, setting
 from secondlook.problems import datasets
 from secondlook.problems.models import CharGPT, mlp
+from secondlook.suite import assembly, registry
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -288,3 +290,10 @@ def test_sophia_descends_on_the_plane_where_newton_does_not():
     ends = {method: path[-1] for method, path in convex.trajectories(40, 0.3).items()}
     assert abs(ends["newton"][0]) < 1e-12  # a maximum along the sharp coordinate
     assert ends["sophia"] == pytest.approx((-0.6538461538461539, 4.0), abs=1e-9)
+
+
+def test_the_figure_of_what_a_laptop_does_not_train_says_so(tmp_path):
+    paper = registry.paper("sophia")
+    nothing = pd.DataFrame(columns=["experiment", "metric", "problem", "method", "seed", "step", "value"])
+    assembly.draw(paper.model_copy(update={"figures": {"curves": paper.figures["curves"]}}), nothing, tmp_path / "f")
+    assert (tmp_path / "f" / "curves.txt").read_text().startswith("language models are trained at scale gpu only")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from secondlook.suite import registry, tables
 from secondlook.suite.cards import Paper
-from secondlook.suite.errors import CannotWrite, TableError
+from secondlook.suite.errors import CannotWrite, NotMeasured, TableError
 from secondlook.suite.judge import judge
 
 TABLES = {"measurements": tables.MEASUREMENTS, "runs": tables.RUNS, "verdicts": tables.VERDICTS}
@@ -53,6 +53,8 @@ def draw(paper: Paper, measurements: pd.DataFrame, folder: Path) -> None:
             plots.save(registry.function(paper, "figures", name)(measurements, paper), folder, name)
         except CannotWrite:
             raise  # a full disk says nothing about the figure
+        except NotMeasured as reason:
+            (folder / f"{name}.txt").write_text(f"{reason}\n", encoding="utf-8")
         except Exception as error:
             print(traceback.format_exc(), file=sys.stderr)
             reason = "nothing was measured" if measurements.empty else f"{type(error).__name__}: {error}"

@@ -44,5 +44,9 @@ class TableError(SecondLookError):
     """A tidy table that breaks its schema."""
 
 
+class NotMeasured(SecondLookError):
+    """A figure of something that this scale does not measure; raised by figures with the reason."""
+
+
 class DeviceMissing(SecondLookError):
     """A scale asks for a device this machine does not have."""

@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 
 from secondlook.suite import plots
 from secondlook.suite.cards import Paper
+from secondlook.suite.errors import NotMeasured
 
 LABELS = {
     "adamw": "AdamW",
@@ -36,7 +37,7 @@ def curves(table: pd.DataFrame, paper: Paper) -> Figure:
     """Validation loss, and the share of coordinates inside the clipping."""
     table = table[table["experiment"] == "language"]
     if table.empty:
-        raise ValueError("language models are trained at scale gpu only, see the claim half-the-steps")
+        raise NotMeasured("language models are trained at scale gpu only, see the claim half-the-steps")
     fig, (left, right) = plots.subplots(1, 2)
     arms = [
         a for a in ("adamw", "adamw-half", "sophia-g", "sophia-g-half", "sophia-h-half") if a in set(table["method"])
