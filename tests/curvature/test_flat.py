@@ -34,3 +34,7 @@ def test_wrong_sizes_are_refused():
         unpack(torch.zeros(4), [torch.zeros(3)])
     with pytest.raises(ValueError, match="empty list"):
         pack([])
+
+
+def test_no_vectors_at_all_keep_their_length():
+    assert pack([torch.ones(0, 2, 3), torch.ones(0, 4)], lead=1).shape == (0, 10)

@@ -409,3 +409,17 @@ def test_a_target_never_reached_costs_the_whole_run():
     lost = experiment.Curve(loss=[3.0, 0.4], passes=[8, 56], diverged=True)
     assert lost.reached(0.45, lost.epochs) == 2
     assert lost.reached(0.1, lost.epochs) == math.inf
+
+
+def test_a_loss_without_curvature_leaves_the_base_alone():
+    w, v = (torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    ours, base = (
+        FOSI(torch.optim.SGD([w], 0.1), lambda: (0.0 * w**2).sum() + w.sum(), k=1, every=1),
+        torch.optim.SGD([v], 0.1),
+    )
+    for p, optimizer in ((w, ours), (v, base)):
+        for _ in range(3):
+            optimizer.zero_grad()
+            p.sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(w, v)

@@ -21,7 +21,7 @@ def pack(tensors: Iterable[Tensor], *, lead: int = 0) -> Tensor:
     tensors = list(tensors)
     if not tensors:
         raise ValueError("pack got an empty list: hand in at least one tensor (do the parameters require grad?)")
-    return torch.cat([t.reshape(*t.shape[:lead], -1) for t in tensors], dim=-1)
+    return torch.cat([t.flatten(lead) if t.ndim > lead else t.unsqueeze(-1) for t in tensors], dim=-1)
 
 
 def unpack(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
