@@ -11,9 +11,9 @@ from secondlook.influence.ekfac_influence import (
     CrossEntropy,
     EKFACInfluence,
     HalfSquaredError,
+    arms,
     cg_solver,
     dense_solver,
-    experiment,
     lissa_solver,
     pbrf,
     response,
@@ -113,7 +113,7 @@ def test_iterating_reaches_its_tolerance_for_a_float32_network():
             p.copy_(0.1 * torch.randn(p.shape, generator=g))
     x, damping = torch.rand(64, 200, generator=g) + 1, {"0": 1e-5, "2": 1e-4}
     v = {"0": torch.randn(2, 32, 201, generator=g), "2": torch.randn(2, 10, 33, generator=g)}
-    found = flatten(experiment.exact("cg", model, [x], "ce", damping)(v))
+    found = flatten(arms.exact("cg", model, [x], "ce", damping)(v))
     want = flatten(dense_solver(model.double(), [x.double()], "ce", damping)(v))
     assert found.dtype == torch.float32
     assert float((found - want).norm() / want.norm()) < 1e-3
