@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, MFAC, OASIS, SGDP, AdaHessian, AdamP, Sophia, benchmark
+from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, Sophia, benchmark
 from secondlook.problems import tasks
 from secondlook.problems.training import History
 
@@ -144,6 +144,12 @@ FACTORIES = [
         ),
         random=True,
     ),
+    Factory(
+        "sam",
+        partial(SAM, base_optimizer=torch.optim.SGD, rho=0.05),
+        lr=0.1,
+        invalid=(("rho", -0.1), ("rho", float("nan")), ("rho", float("inf"))),
+    ),
     # torch's own, to keep the harness itself honest
     Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),
     Factory("torch-sgd", torch.optim.SGD, lr=0.1, invalid=()),
@@ -164,11 +170,19 @@ def make(factory: Factory, params: Any, seed: int = 0, **options: Any) -> torch.
 
 def take(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], steps: int) -> float:
     value = torch.tensor(float("nan"))
-    for _ in range(steps):
+
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
         value = loss()
         value.backward(create_graph=getattr(optimizer, "wants_graph", False))
-        optimizer.step()
+        return value
+
+    for _ in range(steps):
+        if getattr(optimizer, "needs_closure", False):
+            value = optimizer.step(closure)
+        else:
+            value = closure()
+            optimizer.step()
     return value.item()
 
 
@@ -328,7 +342,8 @@ def test_missing_gradients_are_skipped(factory):
 @every_optimizer
 def test_a_step_without_any_gradient_is_harmless(factory):
     w = torch.ones(2, requires_grad=True)
-    make(factory, [w]).step()
+    optimizer = make(factory, [w])
+    optimizer.step((lambda: None) if getattr(optimizer, "needs_closure", False) else None)
     assert torch.equal(w.detach(), torch.ones(2))
 
 

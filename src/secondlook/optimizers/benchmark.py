@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, MFAC, OASIS, SGDP, AdaHessian, AdamP, Sophia
+from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, Sophia
 from secondlook.problems import tasks
 from secondlook.problems.training import History, cosine, fit
 from secondlook.suite.runner import Run
@@ -104,6 +104,7 @@ METHODS: dict[str, Make] = {
     "mfac": partial(MFAC, n_grads=128),  # the default of 1024 costs its cube at every step
     "oasis": partial(OASIS, stochastic=True),
     "sophia": Sophia,
+    "sam": partial(SAM, base_optimizer=torch.optim.AdamW),
 }
 
 
