@@ -12,7 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, Sophia, benchmark
+from secondlook.optimizers import (
+    FOSI,
+    MFAC,
+    OASIS,
+    SAM,
+    SGDP,
+    AdaHessian,
+    AdamP,
+    AuON,
+    INNAprop,
+    Sophia,
+    benchmark,
+)
 from secondlook.problems import tasks
 from secondlook.problems.training import History
 
@@ -149,6 +161,41 @@ FACTORIES = [
         partial(SAM, base_optimizer=torch.optim.SGD, rho=0.05),
         lr=0.1,
         invalid=(("rho", -0.1), ("rho", float("nan")), ("rho", float("inf"))),
+    ),
+    Factory(
+        "innaprop",
+        partial(INNAprop, weight_decay=0.0),  # the harness asks for rest where the gradient is zero
+        lr=0.1,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("alpha", -0.1),
+            ("beta", 0.0),
+            ("sigma", 1.0),
+            ("eps", 0.0),
+            ("weight_decay", -0.1),
+        ),
+    ),
+    Factory("auon-printed", partial(AuON, normalise=True, gamma=1.0, aspect=True), lr=0.05, invalid=()),
+    Factory("auon-hybrid", partial(AuON, hybrid=True), lr=0.1, invalid=(("normalise", True),)),
+    Factory(
+        "auon",
+        AuON,
+        lr=0.5,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("momentum", 1.0),
+            ("weight_decay", -0.1),
+            ("gamma", -1.0),
+            ("ns_steps", 0),
+        ),
+    ),
+    Factory(
+        "muon",
+        Muon,
+        lr=0.1,
+        invalid=(("lr", -1.0), ("momentum", 1.0), ("weight_decay", -0.1), ("ns_steps", 0.5), ("adjust_lr_fn", "best")),
     ),
     # torch's own, to keep the harness itself honest
     Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),
@@ -454,7 +501,7 @@ def test_benchmark_takes_a_strangers_optimizer():
 @pytest.mark.parametrize("name", list(benchmark.METHODS))
 def test_benchmark_trains_a_task(name):
     # OASIS multiplies the step that it finds; M-FAC's first is about n_grads times lr long, over the gradient's norm.
-    lr = {"oasis": 1.0, "mfac": 0.003}.get(name, 0.03)
+    lr = {"oasis": 1.0, "mfac": 0.003, "auon": 1.0, "muon": 0.1}.get(name, 0.03)
     run = partial(benchmark.train, benchmark.METHODS[name], "breast-cancer-logistic", lr=lr, seed=0, device="cpu")
     trial = run(rows=2, steps=20)
     losses = trial.history.column("val_loss")

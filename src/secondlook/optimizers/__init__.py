@@ -7,7 +7,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "adahessian": ["AdaHessian", "hutchinson_diag"],
         "adamp": ["SGDP", "AdamP"],
+        "auon": ["AuON", "Muon"],
         "fosi": ["FOSI"],
+        "innaprop": ["INNAprop"],
         "m_fac": ["MFAC", "DynamicIHVP", "StaticIHVP", "obs_prune"],
         "oasis": ["OASIS", "oasis_minimize"],
         "sophia": ["Sophia"],

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, Sophia
+from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, AuON, INNAprop, Muon, Sophia
+from secondlook.optimizers.auon import Together
 from secondlook.problems import tasks
 from secondlook.problems.training import History, cosine, fit
 from secondlook.suite.runner import Run
@@ -93,6 +94,14 @@ def fosi(params: Iterable[nn.Parameter], lr: float, generator: torch.Generator) 
     return FOSI(torch.optim.SGD(params, lr, momentum=0.9), every=25, generator=generator)
 
 
+def muon(params: Iterable[nn.Parameter], lr: float) -> Together:
+    """Muon for whatever has two axes or more, scaled so that Adam, for the rest, can have the same learning rate."""
+    params = list(params)
+    matrices, rest = ([p for p in params if (p.ndim > 1) is matrix] for matrix in (True, False))
+    parts = [Muon(matrices, lr, adjust_lr_fn="match_rms_adamw")] if matrices else []
+    return Together(*parts, *([torch.optim.Adam(rest, lr)] if rest else []))
+
+
 METHODS: dict[str, Make] = {
     "sgd-momentum": partial(torch.optim.SGD, momentum=0.9),
     "adam": torch.optim.Adam,
@@ -104,6 +113,9 @@ METHODS: dict[str, Make] = {
     "mfac": partial(MFAC, n_grads=128),  # the default of 1024 costs its cube at every step
     "oasis": partial(OASIS, stochastic=True),
     "sophia": Sophia,
+    "innaprop": INNAprop,
+    "auon": AuON,
+    "muon": muon,
     "sam": partial(SAM, base_optimizer=torch.optim.AdamW),
 }
 

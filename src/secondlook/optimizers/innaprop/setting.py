@@ -1,0 +1,141 @@
+"""What the experiments train, and with what."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secondlook.optimizers.innaprop.method import INNAprop
+from secondlook.problems import datasets
+from secondlook.problems.augment import crop_and_flip
+from secondlook.problems.datasets import Corpus, Dataset, Split
+from secondlook.problems.models import CharGPT, mlp
+from secondlook.problems.models.initial import he, initialised
+from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit, minibatches
+from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity, random_windows, windows
+
+COPY = 100_003  # an arm's independent copy never sees the streams of the arm
+LOOK = 2048  # training images on which the training accuracy is read
+
+
+def optimizer(arm: str, params: Sequence[Tensor], lr: float, decay: float, second: float = 0.999) -> Optimizer:
+    """The optimizer of an arm: adamw or innaprop-ALPHA-BETA, each perhaps with -copy.
+
+    Weight decay is decoupled in all of them; `second` is the decay of the average of squared gradients.
+    """
+    match arm.removesuffix("-copy").split("-"):
+        case ["adamw"]:
+            return torch.optim.AdamW(params, lr, (0.9, second), weight_decay=decay)
+        case ["innaprop", alpha, beta]:
+            return INNAprop(params, lr, float(alpha), float(beta), sigma=second, weight_decay=decay)
+    raise ValueError(f"no arm {arm!r}; use adamw, innaprop-ALPHA-BETA, or one with -copy")
+
+
+def streams(arm: str, seed: int, device: str | torch.device = "cpu") -> tuple[torch.Generator, torch.Generator]:
+    """Generators of weights and batches. Arms with one seed share them, so they can be paired."""
+    first = 2 * seed + (COPY if arm.endswith("-copy") else 0)
+    return torch.Generator().manual_seed(first), torch.Generator(device).manual_seed(first + 1)
+
+
+def vgg11(width: int = 64, classes: int = 10, generator: torch.Generator | None = None) -> nn.Sequential:
+    """VGG11 with batch norm for 32x32 images [N, 3, 32, 32]: eight 3x3 convolutions, five of them pooled; linear."""
+
+    def build() -> nn.Sequential:
+        layers: list[nn.Module] = []
+        fan_in = 3
+        for factor, pooled in ((1, 1), (2, 1), (4, 0), (4, 1), (8, 0), (8, 1), (8, 0), (8, 1)):
+            fan_out = factor * width
+            layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] * pooled
+            fan_in = fan_out
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(fan_in, classes))
+
+    return initialised(build, generator, he)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Images and a network for them."""
+
+    data: str
+    model: Callable[..., nn.Module]
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def load(self, device: str) -> Dataset:
+        """The data on the device, each channel standardised by the training images."""
+        data = datasets.load(self.data).to(device)
+        std, mean = torch.std_mean(data.train.x, (0, 2, 3), keepdim=True)
+        return data.map(lambda split: Split((split.x - mean) / std, split.y))
+
+
+PROBLEMS = {
+    "digits-mlp": Problem("digits", partial(mlp, (64, 32, 10))),
+    "cifar10-vgg11": Problem("cifar10-jpeg", vgg11, crop_and_flip),
+}
+
+
+def train(
+    arm: str,
+    lr: float,
+    seed: int,
+    *,
+    problem: Problem,
+    data: Dataset,
+    epochs: int,
+    batch_size: int,
+    weight_decay: float,
+    every: int | None = None,
+) -> History:
+    """One run with a cosine: training and test accuracy at every `every` epochs, or validation at the end alone."""
+    weights, order = streams(arm, seed, data.train.x.device)
+    model = problem.model(generator=weights).to(data.train.x.device)
+    batches = minibatches(*data.train, batch_size, order, problem.augment)
+    steps = epochs * batches.steps_per_epoch
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> dict[str, float | Tensor]:
+        model.eval()
+        if every:
+            seen = accuracy(model, data.train.x[:LOOK], data.train.y[:LOOK])
+            return {"train_accuracy": seen, "test_accuracy": accuracy(model, *data.test)}
+        return {"val_accuracy": accuracy(model, *data.val), "val_loss": cross_entropy(model, data.val)}
+
+    return fit(
+        model,
+        optimizer(arm, list(model.parameters()), lr, weight_decay),
+        batches,
+        cross_entropy,
+        steps=steps,
+        schedule=cosine(steps),
+        evaluate=evaluate,
+        every=every and every * batches.steps_per_epoch,
+    )
+
+
+def train_gpt(
+    arm: str,
+    lr: float,
+    seed: int,
+    *,
+    text: Corpus,
+    size: dict[str, int],
+    batch_size: int,
+    steps: int,
+    weight_decay: float,
+    second: float,
+    device: str,
+    part: str = "test",
+) -> float:
+    """Loss on a part of the text, in nats a character, after one run of a character-level transformer."""
+    weights, order = streams(arm, seed, device)
+    model = CharGPT(len(text.vocab), **size, generator=weights).to(device)
+    batches = random_windows(text.train.to(device), size["context"], batch_size, order)
+    opt = optimizer(arm, list(model.parameters()), lr, weight_decay, second)
+    schedule = cosine(steps, warmup=max(1, steps // 20))
+    if fit(model, opt, batches, next_character_loss, steps=steps, schedule=schedule).diverged:
+        return math.inf
+    return math.log(perplexity(model.eval(), windows(getattr(text, part), size["context"]).to(device)))
