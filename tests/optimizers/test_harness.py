@@ -22,6 +22,8 @@ from secondlook.optimizers import (
     AdamP,
     AuON,
     INNAprop,
+    Muon,
+    Shampoo,
     Sophia,
     benchmark,
 )
@@ -196,6 +198,26 @@ FACTORIES = [
         Muon,
         lr=0.1,
         invalid=(("lr", -1.0), ("momentum", 1.0), ("weight_decay", -0.1), ("ns_steps", 0.5), ("adjust_lr_fn", "best")),
+    ),
+    Factory(
+        "shampoo",
+        partial(Shampoo, block_size=8, root_every=2),  # small blocks, so that the harness's shapes are preconditioned
+        lr=0.05,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("momentum", 1.0),
+            ("beta2", 0.0),
+            ("beta2", 1.5),
+            ("eps", 0.0),
+            ("block_size", 0),
+            ("graft", "adam"),
+            ("start_step", 0),
+            ("root_every", 0),
+            ("stats_every", 1.5),
+            ("exponent", 0),
+            ("weight_decay", -0.1),
+        ),
     ),
     # torch's own, to keep the harness itself honest
     Factory("torch-adam", torch.optim.Adam, lr=0.1, invalid=()),

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "innaprop": ["INNAprop"],
         "m_fac": ["MFAC", "DynamicIHVP", "StaticIHVP", "obs_prune"],
         "oasis": ["OASIS", "oasis_minimize"],
+        "scalable_shampoo": ["Shampoo"],
         "sophia": ["Sophia"],
         "vit_sam": ["SAM"],
     },

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, AuON, INNAprop, Muon, Sophia
+from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, AuON, INNAprop, Muon, Shampoo, Sophia
 from secondlook.optimizers.auon import Together
 from secondlook.problems import tasks
 from secondlook.problems.training import History, cosine, fit
@@ -114,6 +114,7 @@ METHODS: dict[str, Make] = {
     "oasis": partial(OASIS, stochastic=True),
     "sophia": Sophia,
     "innaprop": INNAprop,
+    "shampoo": partial(Shampoo, root_every=20),  # as in the large runs, where roots are never fresh
     "auon": AuON,
     "muon": muon,
     "sam": partial(SAM, base_optimizer=torch.optim.AdamW),
