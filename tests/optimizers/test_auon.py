@@ -172,8 +172,6 @@ def test_five_steps_reach_the_band_from_two_thousandths_on():
 
 @pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
 def test_muon_agrees_with_torchs_to_bfloat16(adjust):
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch.optim.Muon came with torch 2.9")
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": adjust}
     ours, peer = (taken(lambda p, make=make: make(p, **options), 5, SHAPES[:3]) for make in (Muon, torch.optim.Muon))
     starts = [normal(*shape, seed=i) for i, shape in enumerate(SHAPES[:3])]

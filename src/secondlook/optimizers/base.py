@@ -20,7 +20,8 @@ class Base(Optimizer):
             (with `create_graph=True` where `wants_graph`) and returns the loss. It may be called several times.
         generator: source of whatever is random, saved in `state_dict`; None where nothing is.
 
-    Subclasses write `_check` for the options of a group, and `step`, which starts with `_begin`.
+    Subclasses write `_check` for the options of a group, and `_update` for one group's step along its gradients. Where
+    a step is more than that they write `step` itself, which starts with `_begin`.
     """
 
     wants_graph: bool = False
@@ -41,10 +42,33 @@ class Base(Optimizer):
         if closure is None and self.needs_closure:
             raise RuntimeError(f"{type(self).__name__} evaluates the loss itself: call step(closure)")
         loss = None if closure is None else torch.enable_grad()(closure)()
+        return loss, self._present()
+
+    def _present(self) -> list[Tensor]:
+        """All parameters that have a gradient, in the groups' order. Raises RuntimeError where one is sparse."""
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if any(p.grad.is_sparse for p in params):
             raise RuntimeError(f"{type(self).__name__} needs dense gradients; build the embedding with sparse=False")
-        return loss, params
+        return params
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step and return what the closure, if there is one, returned.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+        """
+        loss, _ = self._begin(closure)
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                grads = [p.grad.detach() for p in params]
+                self._update(group, params, list(torch._foreach_neg(grads)) if group["maximize"] else grads)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        """Step parameters of a group down `grads`, their gradients (with the sign changed where it maximizes)."""
+        raise NotImplementedError
 
     def _own_stream(self, generator: torch.Generator | None) -> torch.Generator:
         """`generator`, or a new one: `torch.manual_seed` decides the run, the global state is left alone."""

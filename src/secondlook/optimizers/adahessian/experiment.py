@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from secondlook.optimizers.adahessian.method import AdaHessian, hutchinson_diag, spatial_mean
+from secondlook.optimizers.pairing import COPY, first_stream
 from secondlook.problems import datasets
 from secondlook.problems.augment import crop_and_flip
 from secondlook.problems.datasets import Dataset, Split
+from secondlook.problems.images import ImageProblem
 from secondlook.problems.models import digits_cnn, resnet20, resnet32
 from secondlook.problems.training import History, cross_entropy, fit, minibatches, step_decay
 from secondlook.problems.training import accuracy as percent_correct
@@ -19,30 +20,13 @@ from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
 
 TUNING_SEED = 1000  # tuning never sees the streams of the seeds that are reported
-COPY = 100_003  # nor does an arm's independent copy see those of the arm
 LOSS_ROWS = 2048  # training images on which the training loss is read
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A data set and a network for it."""
-
-    data: str
-    model: Callable[..., nn.Module]
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-
-    def load(self, device: str) -> Dataset:
-        """The data on the device, each channel standardised by the training images."""
-        data = datasets.load(self.data).to(device)
-        std, mean = torch.std_mean(data.train.x, (0, 2, 3), keepdim=True)
-        parts = {p: Split((s.x - mean) / std, s.y) for p in ("train", "val", "test") if (s := getattr(data, p))}
-        return Dataset(data.name, **parts, classes=data.classes)
-
-
 PROBLEMS = {
-    "digits-cnn": Problem("digits", partial(digits_cnn, (8, 16), batch_norm=True, global_pool=True)),
-    "cifar10-resnet20": Problem("cifar10-jpeg", resnet20, crop_and_flip),
-    "cifar10-resnet32": Problem("cifar10-jpeg", resnet32, crop_and_flip),
+    "digits-cnn": ImageProblem("digits", partial(digits_cnn, (8, 16), batch_norm=True, global_pool=True)),
+    "cifar10-resnet20": ImageProblem("cifar10-jpeg", resnet20, crop_and_flip),
+    "cifar10-resnet32": ImageProblem("cifar10-jpeg", resnet32, crop_and_flip),
 }
 
 VARIANTS = {
@@ -81,7 +65,7 @@ def train(
     arm: str,
     lr: float,
     seed: int,
-    problem: Problem,
+    problem: ImageProblem,
     data: Dataset,
     *,
     epochs: int,
@@ -94,7 +78,7 @@ def train(
     The history has test accuracy and training loss of every epoch (`curve`), or one row with test and validation.
     """
     # Arms with one seed share start and batches, so they can be paired.
-    stream = 3 * seed + (COPY if arm.endswith("-copy") else 0)
+    stream = first_stream(arm, seed, 3)
     device = data.train.x.device
     model = problem.model(generator=torch.Generator().manual_seed(stream)).to(device)
     shuffle = torch.Generator(device).manual_seed(stream + 1)

@@ -6,7 +6,6 @@ sphere. Both optimizers look for such weights, where the gradient is orthogonal 
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,21 +75,6 @@ class _Projected(Base):
         for name in ("lr", "weight_decay", "delta", "wd_ratio"):
             check_range(name, options[name])
         check_range("eps", options["eps"], low_open=True)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step and return what the closure, if there is one, returned.
-
-        Raises:
-            RuntimeError: a gradient is sparse.
-        """
-        loss, _ = self._begin(closure)
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                grads = [p.grad for p in params]
-                self._update(group, params, torch._foreach_neg(grads) if group["maximize"] else grads)
-        return loss
 
     def _states(self, params: list[Tensor], *names: str) -> list[dict[str, Any]]:
         for p in params:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,15 +10,15 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.optim import Optimizer
 
 from secondlook.optimizers.adamp.method import SGDP, AdamP, effective_step, project
-from secondlook.problems import datasets
+from secondlook.optimizers.pairing import streams
 from secondlook.problems.augment import crop_and_flip
-from secondlook.problems.datasets import Corpus, Dataset, Split
+from secondlook.problems.datasets import Corpus, Dataset
+from secondlook.problems.images import ImageProblem
 from secondlook.problems.models import CharGPT, resnet20
 from secondlook.problems.models.initial import initialised
 from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit, minibatches
 from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity, random_windows, windows
 
-COPY = 100_003  # an arm's independent copy never sees the streams of the arm
 MOMENTUM = 0.9
 
 ARMS: dict[str, Callable[..., Optimizer]] = {  # called with (params, lr, weight_decay=...)
@@ -44,27 +43,6 @@ def optimizer(arm: str, params: Sequence[Tensor], lr: float, decay: float = 0.0)
     return ARMS[name](params, lr, weight_decay=decay)
 
 
-def streams(arm: str, seed: int, device: str | torch.device = "cpu") -> tuple[torch.Generator, torch.Generator]:
-    """Generators of weights and batches. Arms with one seed share them, so they can be paired."""
-    first = 2 * seed + (COPY if arm.endswith("-copy") else 0)
-    return torch.Generator().manual_seed(first), torch.Generator(device).manual_seed(first + 1)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Images and a network for them."""
-
-    data: str
-    model: Callable[..., nn.Module]
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-
-    def load(self, device: str) -> Dataset:
-        """The data on the device, each channel standardised by the training images."""
-        data = datasets.load(self.data).to(device)
-        std, mean = torch.std_mean(data.train.x, (0, 2, 3), keepdim=True)
-        return data.map(lambda split: Split((split.x - mean) / std, split.y))
-
-
 def digits_mlp(batch_norm: bool, generator: torch.Generator) -> nn.Sequential:
     """8x8 images through two layers of 32 ReLUs, with batch norm in front of the ReLUs or not, to ten classes."""
 
@@ -78,9 +56,9 @@ def digits_mlp(batch_norm: bool, generator: torch.Generator) -> nn.Sequential:
 
 
 PROBLEMS = {
-    "digits-mlp-bn": Problem("digits", partial(digits_mlp, True)),
-    "digits-mlp-plain": Problem("digits", partial(digits_mlp, False)),
-    "cifar10-resnet20": Problem("cifar10-jpeg", resnet20, crop_and_flip),
+    "digits-mlp-bn": ImageProblem("digits", partial(digits_mlp, True)),
+    "digits-mlp-plain": ImageProblem("digits", partial(digits_mlp, False)),
+    "cifar10-resnet20": ImageProblem("cifar10-jpeg", resnet20, crop_and_flip),
 }
 
 
@@ -144,7 +122,7 @@ def train(
     decay: float,
     seed: int,
     *,
-    problem: Problem,
+    problem: ImageProblem,
     data: Dataset,
     epochs: int,
     batch_size: int,

@@ -8,7 +8,6 @@ entries. By cosh^2 = 1 + sinh^2 and since the squares of the scaled entries add 
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,21 +64,6 @@ class _Momentum(Base):
             check_range(name, options[name])
         check_range("momentum", options["momentum"], high=1)
         check_count("ns_steps", options["ns_steps"])
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step and return what the closure, if there is one, returned.
-
-        Raises:
-            RuntimeError: a gradient is sparse.
-        """
-        loss, _ = self._begin(closure)
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                grads = [p.grad for p in params]
-                self._update(group, params, torch._foreach_neg(grads) if group["maximize"] else grads)
-        return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         lr, mu = float(group["lr"]), group["momentum"]

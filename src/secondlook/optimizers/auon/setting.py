@@ -15,12 +15,12 @@ from torch.utils.flop_counter import flop_registry
 
 from secondlook.optimizers.auon.method import AuON, Muon
 from secondlook.optimizers.auon.together import Together
+from secondlook.optimizers.pairing import first_stream
 from secondlook.problems import datasets
 from secondlook.problems.models import CharGPT, mlp
 from secondlook.problems.training import History, cosine, cross_entropy, fit, minibatches
 from secondlook.problems.zoo.char_gpt import next_character_loss, random_windows, windows
 
-COPY = 100_003  # an arm's independent copy never sees the streams of the arm
 TUNING_SEED = 1000  # nor does tuning see those of the seeds that are reported
 MOMENTUM = 0.95
 
@@ -143,7 +143,7 @@ class Recipe:
 
         `arm` may end in -copy (other random streams). Arms with one seed share weights and batches, so they pair.
         """
-        first = 2 * seed + (COPY if arm.endswith("-copy") else 0)
+        first = first_stream(arm, seed, 2)
         model = self.task.model(torch.Generator().manual_seed(first))
 
         @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from secondlook.optimizers.fosi.baselines import KFAC
 from secondlook.optimizers.fosi.method import FOSI
 from secondlook.optimizers.fosi.quadratic import BASES, PRODUCTS, K, Quadratic, geometric, minimise, part_rotated
+from secondlook.optimizers.pairing import first_stream
 from secondlook.problems import datasets
 from secondlook.problems.datasets import Dataset
 from secondlook.problems.models import mlp
@@ -17,7 +18,6 @@ from secondlook.problems.training import cross_entropy, fit, minibatches
 from secondlook.suite.runner import Run
 
 TUNING_SEED = 1000  # tuning never sees the streams of the seeds that are reported
-COPY = 100_003  # nor does an arm's independent copy see those of the arm
 COPIED = ("heavy-ball", "adam", "kfac", "lbfgs")  # arms run a second time, for the controls
 
 
@@ -138,7 +138,7 @@ def train(arm: str, option: list[float], seed: int, setting: Setting) -> Curve:
     along each direction: there the rate is only a first guess. A Hessian-vector product counts as one more backward
     pass; what K-FAC's factors cost is not counted.
     """
-    stream = 3 * seed + (COPY if arm.endswith("-copy") else 0)
+    stream = first_stream(arm, seed, 3)
     x, y = setting.data.train
     model = mlp((x[0].numel(), setting.data.classes), generator=torch.Generator().manual_seed(stream)).to(x.device)
     shuffle, draws = (torch.Generator(x.device).manual_seed(stream + i) for i in (1, 2))

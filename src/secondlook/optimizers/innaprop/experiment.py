@@ -13,7 +13,8 @@ from torch import Tensor
 
 from secondlook.optimizers.innaprop.flow import inna_flow
 from secondlook.optimizers.innaprop.method import euler_step
-from secondlook.optimizers.innaprop.setting import COPY, PROBLEMS, train, train_gpt
+from secondlook.optimizers.innaprop.setting import PROBLEMS, train, train_gpt
+from secondlook.optimizers.pairing import COPY
 from secondlook.problems import datasets
 from secondlook.problems.training import History
 from secondlook.suite.runner import Run

@@ -8,7 +8,7 @@ its path, feels the Hessian without any Hessian being computed:
 An auxiliary psi makes two equations of first order of it, and these are discretised by explicit Euler.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,21 +92,7 @@ class INNAprop(Base):
             check_range(name, options[name], low_open=True)
         check_range("sigma", options["sigma"], high=1)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step and return what the closure, if there is one, returned.
-
-        Raises:
-            RuntimeError: a gradient is sparse.
-        """
-        loss, _ = self._begin(closure)
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(group, params)
-        return loss
-
-    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         lr, alpha, beta, sigma = (float(group[name]) for name in ("lr", "alpha", "beta", "sigma"))
         for p in params:
             if p not in self.state:  # at rest, before the first decay
@@ -114,16 +100,13 @@ class INNAprop(Base):
             self.state[p]["step"] += 1
         states = [self.state[p] for p in params]
         psi, v = ([s[name] for s in states] for name in ("psi", "exp_avg_sq"))
-        g = [p.grad for p in params]
 
         torch._foreach_mul_(v, sigma)
-        torch._foreach_addcmul_(v, g, g, value=1 - sigma)
+        torch._foreach_addcmul_(v, grads, grads, value=1 - sigma)
         denominator = torch._foreach_sqrt(v)
         torch._foreach_div_(denominator, [(1 - sigma ** s["step"]) ** 0.5 for s in states])
         torch._foreach_add_(denominator, group["eps"])
-        scaled = torch._foreach_div(g, denominator)
-        if group["maximize"]:
-            torch._foreach_neg_(scaled)
+        scaled = torch._foreach_div(grads, denominator)
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
         euler_step(params, psi, scaled, lr, alpha, beta)

@@ -1,8 +1,7 @@
 """What the experiments train, and with what."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,15 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secondlook.optimizers.innaprop.method import INNAprop
-from secondlook.problems import datasets
+from secondlook.optimizers.pairing import streams
 from secondlook.problems.augment import crop_and_flip
-from secondlook.problems.datasets import Corpus, Dataset, Split
+from secondlook.problems.datasets import Corpus, Dataset
+from secondlook.problems.images import ImageProblem
 from secondlook.problems.models import CharGPT, mlp
 from secondlook.problems.models.initial import he, initialised
 from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit, minibatches
 from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity, random_windows, windows
 
-COPY = 100_003  # an arm's independent copy never sees the streams of the arm
 LOOK = 2048  # training images on which the training accuracy is read
 
 
@@ -33,12 +32,6 @@ def optimizer(arm: str, params: Sequence[Tensor], lr: float, decay: float, secon
         case ["innaprop", alpha, beta]:
             return INNAprop(params, lr, float(alpha), float(beta), sigma=second, weight_decay=decay)
     raise ValueError(f"no arm {arm!r}; use adamw, innaprop-ALPHA-BETA, or one with -copy")
-
-
-def streams(arm: str, seed: int, device: str | torch.device = "cpu") -> tuple[torch.Generator, torch.Generator]:
-    """Generators of weights and batches. Arms with one seed share them, so they can be paired."""
-    first = 2 * seed + (COPY if arm.endswith("-copy") else 0)
-    return torch.Generator().manual_seed(first), torch.Generator(device).manual_seed(first + 1)
 
 
 def vgg11(width: int = 64, classes: int = 10, generator: torch.Generator | None = None) -> nn.Sequential:
@@ -57,24 +50,9 @@ def vgg11(width: int = 64, classes: int = 10, generator: torch.Generator | None 
     return initialised(build, generator, he)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Images and a network for them."""
-
-    data: str
-    model: Callable[..., nn.Module]
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-
-    def load(self, device: str) -> Dataset:
-        """The data on the device, each channel standardised by the training images."""
-        data = datasets.load(self.data).to(device)
-        std, mean = torch.std_mean(data.train.x, (0, 2, 3), keepdim=True)
-        return data.map(lambda split: Split((split.x - mean) / std, split.y))
-
-
 PROBLEMS = {
-    "digits-mlp": Problem("digits", partial(mlp, (64, 32, 10))),
-    "cifar10-vgg11": Problem("cifar10-jpeg", vgg11, crop_and_flip),
+    "digits-mlp": ImageProblem("digits", partial(mlp, (64, 32, 10))),
+    "cifar10-vgg11": ImageProblem("cifar10-jpeg", vgg11, crop_and_flip),
 }
 
 
@@ -83,7 +61,7 @@ def train(
     lr: float,
     seed: int,
     *,
-    problem: Problem,
+    problem: ImageProblem,
     data: Dataset,
     epochs: int,
     batch_size: int,

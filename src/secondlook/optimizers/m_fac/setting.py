@@ -1,7 +1,6 @@
 """The networks that are trained and pruned, and how an arm trains one."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -9,35 +8,20 @@ from torch import Tensor, nn
 
 from secondlook.optimizers.adahessian import AdaHessian
 from secondlook.optimizers.m_fac.optimizer import MFAC
-from secondlook.problems import datasets
+from secondlook.optimizers.pairing import first_stream
 from secondlook.problems.augment import crop_and_flip
-from secondlook.problems.datasets import Dataset, Split
+from secondlook.problems.datasets import Dataset
+from secondlook.problems.images import ImageProblem
 from secondlook.problems.models import digits_cnn, mlp, resnet20
 from secondlook.problems.training import History, accuracy, cross_entropy, fit, minibatches, step_decay
 
-COPY = 100_003  # an arm's independent copy never sees the streams of the arm
 LOSS_ROWS = 2048  # training examples on which the training loss is read
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A data set and a network for it."""
-
-    data: str
-    model: Callable[..., nn.Module]
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-
-    def load(self, device: str) -> Dataset:
-        """The data on the device, each channel standardised by the training images."""
-        data = datasets.load(self.data).to(device)
-        std, mean = torch.std_mean(data.train.x, (0, 2, 3), keepdim=True)
-        return data.map(lambda split: Split((split.x - mean) / std, split.y))
-
-
 PROBLEMS = {
-    "digits-mlp": Problem("digits", partial(mlp, (64, 64, 10))),
-    "digits-cnn": Problem("digits", partial(digits_cnn, (16, 32), batch_norm=True)),
-    "cifar10-resnet20": Problem("cifar10-jpeg", resnet20, crop_and_flip),
+    "digits-mlp": ImageProblem("digits", partial(mlp, (64, 64, 10))),
+    "digits-cnn": ImageProblem("digits", partial(digits_cnn, (16, 32), batch_norm=True)),
+    "cifar10-resnet20": ImageProblem("cifar10-jpeg", resnet20, crop_and_flip),
 }
 
 
@@ -56,10 +40,10 @@ def optimizer(arm: str, params: Sequence[Tensor], lr: float, decay: float, seed:
 
 
 def train(
-    arm: str, lr: float, seed: int, problem: Problem, data: Dataset, *, epochs: int, batch_size: int, decay: float
+    arm: str, lr: float, seed: int, problem: ImageProblem, data: Dataset, *, epochs: int, batch_size: int, decay: float
 ) -> tuple[nn.Module, History]:
     """One run, its learning rate x 0.1 after half and three quarters of the epochs; a row an epoch."""
-    stream = 3 * seed + (COPY if arm.endswith("-copy") else 0)
+    stream = first_stream(arm, seed, 3)
     device = data.train.x.device
     model = problem.model(generator=torch.Generator().manual_seed(stream)).to(device)
     shuffle = torch.Generator(device).manual_seed(stream + 1)

@@ -12,6 +12,7 @@ from secondlook.optimizers.adahessian.method import AdaHessian
 from secondlook.optimizers.oasis.method import OASIS
 from secondlook.optimizers.oasis.objectives import Objective
 from secondlook.optimizers.oasis.race import Race
+from secondlook.optimizers.pairing import COPY
 from secondlook.problems import datasets
 from secondlook.problems.datasets import Dataset
 from secondlook.problems.models import lenet, mlp
@@ -19,7 +20,6 @@ from secondlook.problems.training import History, accuracy, cosine, cross_entrop
 from secondlook.suite.runner import Run
 
 TUNING_SEED = 1000  # tuning never sees the starts and streams of the seeds that are reported
-COPY = 100_003  # nor does an independent copy see those of its original
 FIRST_ORDER = ("gd", "nesterov", "adam")
 ETA0 = 1e-3  # the first step of the adaptive methods, unless it is what varies
 

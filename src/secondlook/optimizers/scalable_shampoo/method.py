@@ -6,7 +6,6 @@ factors' inverse roots are refreshed rarely, and the length of the step comes fr
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,21 +97,6 @@ class Shampoo(Base):
         for p in self.param_groups[-1]["params"]:
             if p.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"parameters must be float32 or float64, got {p.dtype}; train it under torch.autocast")
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step and return what the closure, if there is one, returned.
-
-        Raises:
-            RuntimeError: a gradient is sparse.
-        """
-        loss, _ = self._begin(closure)
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                grads = [p.grad.detach() for p in params]
-                self._update(group, params, list(torch._foreach_neg(grads)) if group["maximize"] else grads)
-        return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         states = [self._state(group, p) for p in params]

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secondlook.optimizers.pairing import first_stream
 from secondlook.optimizers.scalable_shampoo.kronecker import EPS
 from secondlook.optimizers.scalable_shampoo.method import Shampoo
 from secondlook.problems.datasets import Dataset
 from secondlook.problems.models import mlp, resnet20
 from secondlook.problems.training import accuracy, cosine, cross_entropy, fit, minibatches
 
-COPY = 100_003  # an arm's independent copy never sees the streams of the arm
 TUNING_SEED = 1000  # nor does tuning see those of the seeds that are reported
 NEVER = 10**9
 Make = Callable[..., torch.optim.Optimizer]
@@ -61,7 +61,7 @@ def steps_to(
 
     Steps are infinite where `limit` does not do.
     """
-    model = autoencoder(sizes, seed + (COPY if arm.endswith("-copy") else 0)).to(x.device)
+    model = autoencoder(sizes, first_stream(arm, seed, 1)).to(x.device)
     optimizer, losses = maker(arm)(model.parameters(), lr=lr), []
     for step in range(limit + 1):
         optimizer.zero_grad()
@@ -80,7 +80,7 @@ def train_images(
     arm: str, lr: float, seed: int, *, data: Dataset, width: int, batch_size: int, steps: int, rows: int
 ) -> list[dict[str, float]]:
     """ResNet-20 with warm-up and a cosine; rows of step, seconds of training, and accuracies in percent."""
-    first = 2 * seed + (COPY if arm.endswith("-copy") else 0)
+    first = first_stream(arm, seed, 2)
     device = data.train.x.device
     model = resnet20(width=width, generator=torch.Generator().manual_seed(first)).to(device)
     batches = minibatches(*data.train, batch_size, torch.Generator(device).manual_seed(first + 1))

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from secondlook.optimizers.pairing import first_stream
 from secondlook.optimizers.sophia.method import Sophia
 from secondlook.problems.datasets import Corpus
 from secondlook.problems.models import CharGPT
 from secondlook.problems.training import History, cosine, fit
 from secondlook.problems.zoo.char_gpt import next_character_loss, random_windows, windows
 
-COPY = 100_003  # an arm's independent copy never sees the streams of the arm
 TUNING_SEED = 1000  # nor does tuning see those of the seeds that are reported
 DECAY = 0.1  # decoupled, in every arm
 
@@ -67,7 +67,7 @@ class Recipe:
         """
         name = arm.removesuffix("-copy")
         steps = self.steps // 2 if name.endswith("-half") else self.steps
-        first = 3 * seed + (COPY if arm.endswith("-copy") else 0)
+        first = first_stream(arm, seed, 3)
         model = CharGPT(len(self.text.vocab), **self.size, generator=torch.Generator().manual_seed(first))
         model = model.to(self.device)
         order, draws = (torch.Generator(self.device).manual_seed(first + i) for i in (1, 2))

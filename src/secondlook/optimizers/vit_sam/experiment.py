@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from secondlook.optimizers.pairing import COPY
 from secondlook.optimizers.vit_sam.geometry import active_fraction, hessian_top_eig
 from secondlook.optimizers.vit_sam.images import Images
 from secondlook.optimizers.vit_sam.method import SAM
@@ -21,7 +22,6 @@ from secondlook.problems.training import History, accuracy, cosine, cross_entrop
 from secondlook.suite.runner import Run
 
 TUNING_SEEDS = 1000, 1001  # tuning never sees the streams of the seeds that are reported
-COPY = 100_003  # nor does an arm's independent copy see those of the arm
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"vit": vit, "mixer": mixer, "resnet": resnet}
 BASES: dict[str, Callable[..., Optimizer]] = {  # as the paper trains them

@@ -86,16 +86,14 @@ class SAM(Base):
         """
         if self.climbed is not None:
             raise RuntimeError("first_step() was called twice: second_step() goes back to w and takes the step")
+        everything = self._present()
         groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         groups = [(group, params) for group, params in groups if params]
-        if any(p.grad.is_sparse for _, params in groups for p in params):
-            raise RuntimeError("SAM needs dense gradients; build the embedding with sparse=False")
         if not groups:
             return
         scaled = [_by_weight(params, [p.grad for p in params], group["adaptive"]) for group, params in groups]
         norms = [norm for part in scaled for norm in torch._foreach_norm(part)]
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms])) + TINY
-        everything = [p for _, params in groups for p in params]
         self.climbed = everything, torch._foreach_clone(everything)
         for (group, params), part in zip(groups, scaled, strict=True):
             climb = -group["rho"] if group.get("maximize") else group["rho"]  # away from where the base goes
