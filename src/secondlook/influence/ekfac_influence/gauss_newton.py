@@ -8,12 +8,15 @@ with J_i the Jacobian of example i's outputs and H_i the Hessian of the loss wit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secondlook.curvature.kronecker import Layer, Tape, to_matrices, to_parameters
+from secondlook.curvature.products import derivative
 from secondlook.influence.ekfac_influence.losses import OutputLoss
 
 Matrices = dict[str, Tensor]  # one [..., out, in] a layer
@@ -59,17 +62,19 @@ def root_rows(model: nn.Module, layers: Mapping[str, Layer], loss: OutputLoss, x
 
 
 def product(model: nn.Module, layers: Mapping[str, Layer], loss: OutputLoss, x: Tensor, v: Matrices) -> Matrices:
-    """sum_i J_i^T H_i J_i v for Q directions at once, v [Q, out, in] a layer."""
-    theta = weights(model, layers)
+    """sum_i J_i^T H_i J_i v for Q directions at once, v [Q, out, in] a layer.
 
-    def network(matrices: Matrices) -> Tensor:
-        return forward(model, layers, matrices, x)
-
-    outputs, pull_back = vjp(network, theta)
-
-    def multiply(u: Matrices) -> Matrices:
-        return pull_back(loss.hessian_product(outputs, jvp(network, (theta,), (u,))[1]))[0]
-
-    if len(next(iter(v.values()))) == 1:  # a batch of one is twice as fast without vmap
-        return {n: m.unsqueeze(0) for n, m in multiply({n: m[0] for n, m in v.items()}).items()}
-    return vmap(multiply)(v)
+    Forward once. J^T w is linear in w, so differentiating it by w along v gives J v.
+    """
+    names = to_parameters(layers, v)
+    parameters = [model.get_parameter(name) for name in names]
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
+        outputs = model(x)
+        w = torch.zeros_like(outputs, requires_grad=True)
+        pulled = torch.autograd.grad(outputs, parameters, w, create_graph=True)
+    batched = len(next(iter(v.values()))) > 1  # a batch of one is faster without vmap
+    directions = [u if batched else u[0] for u in names.values()]
+    (pushed,) = derivative(pulled, [w], directions, batched)
+    curve = partial(loss.hessian_product, outputs.detach())
+    back = derivative([outputs], parameters, [vmap(curve)(pushed) if batched else curve(pushed)], batched)
+    return to_matrices(layers, dict(zip(names, back if batched else [g.unsqueeze(0) for g in back], strict=True)))
