@@ -14,6 +14,7 @@ statistics alone or in the family of solvers:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -26,7 +27,8 @@ from secondlook.problems import datasets
 from secondlook.problems.zoo import denoiser as denoisers
 from secondlook.samplers.dpm_solver_v3.frechet import Features, frechet_distance
 from secondlook.samplers.dpm_solver_v3.method import EMS, compute_ems
-from secondlook.samplers.dpm_solver_v3.testbeds import BASELINES, TESTBEDS, Build, TestBed, v3_recipes
+from secondlook.samplers.dpm_solver_v3.multistep import MultistepSampler
+from secondlook.samplers.dpm_solver_v3.testbeds import BASELINES, TESTBEDS, TestBed, v3_recipes
 from secondlook.suite.runner import Run
 
 # Streams of random numbers beside those of the seeds 0, 1, ...
@@ -67,11 +69,15 @@ def few_steps(
         }
         curves: dict[str, dict[int, list[float]]] = {}
         for arm, (recipes, start) in run.track(arms.items(), f"{problem}: arms", len(arms)):
-            errors = _errors(bed, recipes, start, nfes)
-            chosen = [min(recipes, key=lambda recipe, n=n: errors[recipe, n]["tuning"]) for n in nfes]
-            run.note(f"{problem}, {arm}: " + ", ".join(f"{r} at {n}" for r, n in zip(chosen, nfes, strict=True)))
-            curves[arm] = {s: [errors[r, n][s] for r, n in zip(chosen, nfes, strict=True)] for s in run.seeds}
-            for recipe in recipes if arm in ("baseline", "v3") else ():
+            tries = [(recipe, n) for recipe in recipes for n in nfes]
+            samplers = {recipe: build(bed.eps_fn, bed.schedule) for recipe, build in recipes.items()}
+            tuning = _errors(bed, samplers, tries, start, ["tuning"])
+            chosen = [(min(recipes, key=lambda recipe, n=n: tuning[recipe, n]["tuning"]), n) for n in nfes]
+            run.note(f"{problem}, {arm}: " + ", ".join(f"{recipe} at {n}" for recipe, n in chosen))
+            drawn = arm in ("baseline", "v3")  # the figure shows every recipe of these
+            errors = _errors(bed, samplers, tries if drawn else chosen, start, run.seeds)
+            curves[arm] = {seed: [errors[at][seed] for at in chosen] for seed in run.seeds}
+            for recipe in recipes if drawn else ():
                 for seed in run.seeds:
                     values = [errors[recipe, n][seed] for n in nfes]
                     run.record_series("mse", values, method=recipe, problem=problem, seed=seed, steps=nfes)
@@ -123,16 +129,21 @@ def _start(
 
 
 def _errors(
-    bed: TestBed, recipes: dict[str, Build], start: Start, nfes: list[int]
+    bed: TestBed,
+    samplers: dict[str, MultistepSampler],
+    tries: Iterable[tuple[str, int]],
+    start: Start,
+    names: Sequence[str | int],
 ) -> dict[tuple[str, int], dict[str | int, float]]:
-    """Mean square error of every recipe at every NFE, over the validation noises and over each seed's."""
+    """Mean square error of every (recipe, NFE) tried, over the noises of each of the parts named."""
+    parts = [start.rows[name] for name in names]
+    x_T, solution = (torch.cat([rows[part] for part in parts]) for rows in (start.x_T, start.solution))
     out = {}
-    for recipe, build in recipes.items():
-        sampler = build(bed.eps_fn, bed.schedule)
-        for n in nfes:
-            each = (bed.solve(sampler, start.x_T, n) - start.solution).square().flatten(1).mean(1)
-            each = each.nan_to_num(nan=math.inf)  # a sampler that breaks down is never chosen
-            out[recipe, n] = {name: each[rows].mean().item() for name, rows in start.rows.items()}
+    for recipe, n in tries:
+        each = (bed.solve(samplers[recipe], x_T, n) - solution).square().flatten(1).mean(1)
+        each = each.nan_to_num(nan=math.inf)  # a sampler that breaks down is never chosen
+        split = each.split([part.stop - part.start for part in parts])
+        out[recipe, n] = {name: part.mean().item() for name, part in zip(names, split, strict=True)}
     return out
 
 
