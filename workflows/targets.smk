@@ -18,8 +18,6 @@ for slug in PAPERS:
         output:
             touch(R / "papers" / slug / ".page"),
         localrule: True
-        shell:
-            "secondlook collect --scale {SCALE} --results {R} && secondlook report --scale {SCALE} --results {R}"
 
 
 for family in registry.FAMILIES:
