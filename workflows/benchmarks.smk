@@ -2,6 +2,7 @@
 BENCHMARKED = [
     family for family in registry.FAMILIES if plainly(registry.benchmark_scales, family).get(SCALE) is not None
 ]
+JOBS = "1" if SETTINGS["gpus"] else "{threads}"  # runs that may share a machine without sharing a device
 
 
 rule benchmark_family:
@@ -17,9 +18,10 @@ rule benchmark_family:
         mem_mb=growing(8000),
         runtime=growing(120),
     params:
-        code=lambda w: digest(registry.PACKAGE / w.family / "benchmark.py"),
+        code=lambda w: digest(*sorted((registry.PACKAGE / w.family).glob("*.py"))),
     shell:
-        "secondlook bench {wildcards.family} --scale {SCALE} --results {R} --device {SETTINGS[device]} --quiet"
+        "secondlook bench {wildcards.family} --scale {SCALE} --results {R} --device {SETTINGS[device]} --quiet --jobs "
+        + JOBS
 
 
 rule benchmarks:

@@ -193,6 +193,9 @@ def bench(
     device: DeviceOption = "auto",
     results: ResultsOption = None,
     threads: ThreadsOption = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", help="Runs side by side, where times are not at stake.", min=1)
+    ] = 1,
     quiet: QuietOption = False,
 ) -> None:
     """Run a family's benchmark beside its peers, and your own method in it."""
@@ -202,7 +205,8 @@ def bench(
     from secondlook.suite import benchmarks, runner, tables
 
     where, folder = scales.resolve_device(scale, device), results_of(results, scale)
-    done, row = benchmarks.run(registry.family(family), scale, folder, where, method, runner.silent if quiet else live)
+    progress = runner.silent if quiet else live
+    done, row = benchmarks.run(registry.family(family), scale, folder, where, method, progress, jobs)
     if row["status"] != "ok":
         raise SecondLookError(f"benchmark {family}: {row['note']}")
     tables.write(pd.DataFrame(done.rows), folder / "benchmarks" / f"{family}.parquet", tables.MEASUREMENTS)

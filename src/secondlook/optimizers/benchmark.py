@@ -12,27 +12,28 @@ has `reached` 0 and no time.
 Your own optimizer joins by `--method module:Class`. It is called as `Class(params, lr=...)`, and with a seeded
 `generator=` where it takes one. At steps at which its `wants_graph` is true, it gets gradients with a graph (as
 AdaHessian does); if its `needs_closure` is true, `step` gets a closure.
+
+With several jobs (`run.jobs`), runs go on side by side, a core each, and the clock of one may feel the other; steps are
+timed alone, afterwards. All numbers but times stay the same.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, AuON, INNAprop, Muon, Shampoo, Sophia
 from secondlook.optimizers.auon import Together
-from secondlook.problems import tasks
-from secondlook.problems.training import History, cosine, fit
+from secondlook.optimizers.trial import Make, Trial, steps_of, train
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
 
@@ -81,12 +82,12 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }
 
+T, R = TypeVar("T"), TypeVar("R")
+
 TUNING_SEED = 1000
 LOWEST_LR, HIGHEST_LR = 1e-4, 10.0
 FACTORS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
-TIMED_STEPS, TIMED_REPEATS = 4, 5
-
-Make = Callable[..., torch.optim.Optimizer]  # (params, lr=...)
+TIMED_REPEATS = 5
 
 
 def fosi(params: Iterable[nn.Parameter], lr: float, generator: torch.Generator) -> FOSI:
@@ -123,20 +124,19 @@ METHODS: dict[str, Make] = {
 
 def benchmark(run: Run, *, method: str | None = None, problems: list[str], trials: int, seeds: int, rows: int) -> None:
     """Run the family's optimizers, and `method` ("module:Class") beside them where given."""
-    methods = METHODS if method is None else {**METHODS, method: imported(method)}
+    methods = methods_with(method)
     rates = learning_rates(trials)
     trained: dict[tuple[str, str], list[Trial]] = {}
-    jobs = [(problem, name) for problem in problems for name in methods]
-    for problem, name in run.track(jobs, "optimizers on tasks"):
-        runs = partial(train, methods[name], problem, device=run.device, rows=rows)
+    pairs = [(problem, name) for problem in problems for name in methods]
+    contest = partial(compete, method=method, rates=rates, seeds=seeds, rows=rows, device=run.device)
+    results = run.track(side_by_side(contest, pairs, run.jobs), "optimizers on tasks", len(pairs))
+    for (problem, name), (tuning, done) in zip(pairs, results, strict=True):
+        trained[problem, name] = done
         keep = partial(run.record, method=name, problem=problem)
-        tuning = {lr: runs(lr=lr, seed=TUNING_SEED) for lr in rates}
         for lr, trial in tuning.items():
             keep("tuning_loss", trial.history.last("val_loss"), step=lr)
         keep("good_rates", 100 * mean(t.hit is not None for t in tuning.values()))
-        best = min(rates, key=lambda lr, tuning=tuning: tuning[lr].final)
-        keep("tuned_lr", best)
-        done = trained[problem, name] = [runs(lr=best, seed=seed) for seed in range(seeds)]
+        keep("tuned_lr", tuned(tuning))
         for seed, trial in enumerate(done):
             history = trial.history
             series = {"steps": history.column("step"), "method": name, "problem": problem, "seed": seed}
@@ -148,11 +148,41 @@ def benchmark(run: Run, *, method: str | None = None, problems: list[str], trial
         keep("state", done[0].state)
     profiles(run, trained, list(methods), problems, seeds)
     for problem in problems:
-        calls = {name: steps_of(make, problem, run.device) for name, make in methods.items()}
+        calls = {name: steps_of(make, problem, run.device, LOWEST_LR) for name, make in methods.items()}
         table = interleaved(calls, repeats=TIMED_REPEATS).pivot(index="repeat", columns="name", values="seconds")
         for name in calls:
             for repeat, ratio in enumerate(table[name] / table["adamw"]):
                 run.record("step_time", ratio, method=name, problem=problem, seed=repeat)
+
+
+def methods_with(method: str | None) -> dict[str, Make]:
+    """The family's methods, and the stranger's last."""
+    return METHODS if method is None else {**METHODS, method: imported(method)}
+
+
+def side_by_side(call: Callable[[T], R], arguments: list[T], jobs: int) -> Iterator[R]:
+    """Results in the arguments' order, from as many processes."""
+    if jobs == 1:
+        yield from map(call, arguments)
+        return
+    one_thread = partial(torch.set_num_threads, 1)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=one_thread) as pool:
+        yield from pool.map(call, arguments)
+
+
+def compete(
+    pair: tuple[str, str], *, method: str | None, rates: list[float], seeds: int, rows: int, device: str
+) -> tuple[dict[float, Trial], list[Trial]]:
+    """All runs of one method on one problem: one for each learning rate, and one for each seed with the best."""
+    problem, name = pair
+    runs = partial(train, methods_with(method)[name], problem, device=device, rows=rows)
+    tuning = {lr: runs(lr=lr, seed=TUNING_SEED) for lr in rates}
+    return tuning, [runs(lr=tuned(tuning), seed=seed) for seed in range(seeds)]
+
+
+def tuned(tuning: dict[float, Trial]) -> float:
+    """The learning rate with the lowest final loss."""
+    return min(tuning, key=lambda lr: tuning[lr].final)
 
 
 def learning_rates(trials: int) -> list[float]:
@@ -160,92 +190,6 @@ def learning_rates(trials: int) -> list[float]:
     draws = torch.rand(trials, generator=torch.Generator().manual_seed(TUNING_SEED)).tolist()
     octaves = math.log(HIGHEST_LR / LOWEST_LR)
     return [LOWEST_LR * math.exp(octaves * (i + u) / trials) for i, u in enumerate(draws)]
-
-
-@dataclass
-class Trial:
-    """One run: its history, the seconds of training before each of the history's rows, and the optimizer's memory."""
-
-    target: float
-    history: History = field(default_factory=History)
-    seconds: list[float] = field(default_factory=list)
-    state: float = 0.0  # bytes of tensors in the optimizer's state, over the bytes of the parameters
-
-    @property
-    def final(self) -> float:
-        """Final validation loss, infinite for a run that diverged."""
-        loss = self.history.last("val_loss")
-        return math.inf if math.isnan(loss) else loss
-
-    @property
-    def hit(self) -> int | None:
-        """The first row at the target, None if there is none."""
-        return next((i for i, v in enumerate(self.history.column("val_loss")) if v <= self.target), None)
-
-    @property
-    def steps_to_target(self) -> float:
-        return math.inf if self.hit is None else self.history.column("step")[self.hit]
-
-    @property
-    def seconds_to_target(self) -> float:
-        return math.inf if self.hit is None else self.seconds[self.hit]
-
-
-def train(make: Make, problem: str, *, lr: float, seed: int, device: str, rows: int, steps: int | None = None) -> Trial:
-    """One run of a task from one seed: weights, batches and the optimizer's own draws all come from it."""
-    task, budget = tasks.load(problem, device), tasks.TASKS[problem]
-    steps, trial = steps or budget.steps, Trial(budget.target)
-    model, batches, optimizer = started(make, task, lr, seed, device)
-    clock = [time.perf_counter(), 0.0]  # when training last went on, and the seconds of it so far
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
-        clock[1] += time.perf_counter() - clock[0]
-        trial.seconds.append(clock[1])
-        loss = float(task.validate(model.eval()))
-        clock[0] = time.perf_counter()
-        return {"val_loss": loss}
-
-    trial.history = fit(
-        model,
-        optimizer,
-        batches,
-        task.loss,
-        steps=steps,
-        schedule=cosine(steps),
-        graph=hasattr(optimizer, "wants_graph"),
-        closure=bool(getattr(optimizer, "needs_closure", False)),
-        evaluate=evaluate,
-        every=max(1, steps // rows),
-    )
-    trial.state = _bytes(_tensors(optimizer.state.values())) / _bytes(model.parameters())
-    return trial
-
-
-def started(
-    make: Make, task: tasks.Task, lr: float, seed: int, device: str
-) -> tuple[nn.Module, Iterable[Any], torch.optim.Optimizer]:
-    """A fresh network, its batches, and its optimizer, from three streams of one seed."""
-    model = task.model(torch.Generator().manual_seed(3 * seed)).to(device)
-    shuffle, draws = (torch.Generator(device).manual_seed(3 * seed + i) for i in (1, 2))
-    random = {"generator": draws} if "generator" in inspect.signature(make).parameters else {}
-    return model, task.batches(shuffle), make(model.parameters(), lr=lr, **random)
-
-
-def steps_of(make: Make, problem: str, device: str) -> Callable[[], object]:
-    """A call that takes a few steps of training at a small learning rate; its state lives on from call to call."""
-    task = tasks.load(problem, device)
-    model, batches, optimizer = started(make, task, LOWEST_LR, 0, device)
-    needs = {
-        "graph": hasattr(optimizer, "wants_graph"),
-        "closure": bool(getattr(optimizer, "needs_closure", False)),
-    }
-
-    def call() -> None:
-        fit(model, optimizer, batches, task.loss, steps=TIMED_STEPS, **needs)
-
-    return call
 
 
 def profiles(
@@ -276,18 +220,3 @@ def imported(method: str) -> Make:
     if not callable(found):
         raise TypeError(f"{method!r} is not callable as Class(params, lr=...)")
     return found
-
-
-def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
-    """All tensors in nested dicts, lists and tuples."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -19,6 +19,7 @@ def run(
     device: str,
     method: str | None = None,
     progress: runner.Progress = runner.silent,
+    jobs: int = 1,
 ) -> tuple[runner.Run, dict[str, Any]]:
     """Run one family's benchmark. Raises `SecondLookError` where the family has none at this scale."""
     settings = benchmark_scales(family)
@@ -37,6 +38,7 @@ def run(
             device=device,
             results=results,
             metrics=metrics,
+            jobs=jobs,
             progress=progress,
         ),
         config,

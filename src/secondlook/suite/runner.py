@@ -42,6 +42,7 @@ class Run:
     device: str
     results: Path
     metrics: dict[str, Metric]
+    jobs: int = 1  # processes that a benchmark may use
     run_id: str = ""
     progress: Progress = silent
     rows: list[dict[str, Any]] = field(default_factory=list)
