@@ -66,6 +66,16 @@ def test_targets_by_paper_family_and_stage(smoke):
     assert "benchmark_family" in dry.stdout
 
 
+def test_papers_asked_for_by_name_share_one_site(smoke):
+    results = smoke.folder / "results" / "smoke"
+    for page in results.glob("papers/*/.page"):
+        page.unlink()
+    done = smoke.snakemake("demo", "step-law")
+    assert (done.stdout + done.stderr).count("Report: ") == 1
+    site = results / "report" / "index.html"
+    assert site.stat().st_mtime >= (results / "papers" / "demo" / ".page").stat().st_mtime
+
+
 def test_a_crash_fails_its_job_alone_and_is_tried_again(smoke):
     experiment = smoke.folder / "src" / "secondlook" / "solvers" / "demo" / "experiment.py"
     sound = experiment.read_text()
