@@ -11,7 +11,8 @@ from torch import nn
 
 from secondlook.optimizers import AuON, Muon
 from secondlook.optimizers.auon import Together, cosh_rms, newton_schulz5
-from secondlook.optimizers.auon.setting import Recipe, counted, digits, direction, hidden, optimizer, sgd
+from secondlook.optimizers.auon.setting import RULES, counted, direction, sgd
+from secondlook.optimizers.hidden import Recipe, digits, hidden, optimizer
 
 SHAPES = [(6, 9), (9, 6), (7, 7), (5,), (4, 2, 3, 3)]
 
@@ -225,7 +226,7 @@ def test_sparse_gradients_are_refused():
 
 def test_together_steps_every_part_and_resumes():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    opt = optimizer("muon", net, 0.1, 0.01)
+    opt = optimizer(RULES["muon"], net, 0.01, lr=0.1)
     assert [len(g["params"]) for g in opt.param_groups] == [1, 3]
     calls = []
 
@@ -241,7 +242,7 @@ def test_together_steps_every_part_and_resumes():
     assert len(calls) == 1
     assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert set(opt.state) == set(net.parameters())
-    saved, twin = opt.state_dict(), optimizer("muon", net, 0.1, 0.01)
+    saved, twin = opt.state_dict(), optimizer(RULES["muon"], net, 0.01, lr=0.1)
     twin.load_state_dict(saved)
     assert all(torch.equal(twin.state[w]["momentum_buffer"], opt.state[w]["momentum_buffer"]) for w in hidden(net))
     with pytest.raises(ValueError, match="belongs to two"):
@@ -256,7 +257,7 @@ def test_operations_are_counted():
 
 
 def test_a_copy_trains_from_another_start():
-    recipe = Recipe(digits([64, 8, 8, 10], 32, "cpu"), 4, 2, 3e-3, "cpu")
-    ends = [recipe.train(arm, 1.0, 0).last("val_loss") for arm in ("sgd", "sgd", "sgd-copy", "muon")]
+    recipe = Recipe(digits([64, 8, 8, 10], 32, "cpu"), RULES, 4, 2, 3e-3, "cpu")
+    ends = [recipe.train(arm, {"lr": 1.0}, 0).last("val_loss") for arm in ("sgd", "sgd", "sgd-copy", "muon")]
     assert ends[0] == ends[1]
     assert len(set(ends)) == 3

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from secondlook.optimizers import (
+    FISMO,
     FOSI,
     MFAC,
     OASIS,
@@ -198,6 +199,21 @@ FACTORIES = [
         Muon,
         lr=0.1,
         invalid=(("lr", -1.0), ("momentum", 1.0), ("weight_decay", -0.1), ("ns_steps", 0.5), ("adjust_lr_fn", "best")),
+    ),
+    Factory(
+        "fismo",
+        partial(FISMO, every=2),
+        lr=0.1,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("beta", 1.0),
+            ("gamma", 1.0),
+            ("damping", 0.0),
+            ("every", 0),
+            ("polar", "qr"),
+            ("weight_decay", -0.1),
+        ),
     ),
     Factory(
         "shampoo",

@@ -14,6 +14,7 @@ from secondlook.curvature import GGNOperator
 from secondlook.optimizers import Sophia
 from secondlook.optimizers.sophia import bartlett_diag, convex, sample_labels, setting
 from secondlook.problems import datasets
+from secondlook.problems.language import LanguageProblem
 from secondlook.problems.models import CharGPT, mlp
 from secondlook.suite import assembly, registry
 
@@ -270,9 +271,8 @@ def test_steps_needed_by_gradient_descent_are_those_of_theory():
 
 
 def test_halves_and_copies_are_what_their_names_say():
-    recipe = setting.Recipe(
-        datasets.corpus("pydoc"), {"width": 8, "depth": 1, "heads": 2, "context": 8}, 2, 12, 2, "cpu"
-    )
+    size = {"width": 8, "depth": 1, "heads": 2, "context": 8}
+    recipe = setting.Recipe(LanguageProblem(datasets.corpus("pydoc"), size, 2, "cpu"), 12, 2)
     choice = {"lr": 0.01, "rho": 0.05, "beta2": 0.99}
     ends = {}
     for arm in ("sophia-g", "sophia-g-half", "sophia-h", "adamw", "adamw-copy"):

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "adamp": ["SGDP", "AdamP"],
         "auon": ["AuON", "Muon"],
         "fosi": ["FOSI"],
+        "fismo": ["FISMO"],
         "innaprop": ["INNAprop"],
         "m_fac": ["MFAC", "DynamicIHVP", "StaticIHVP", "obs_prune"],
         "oasis": ["OASIS", "oasis_minimize"],

@@ -33,6 +33,7 @@ from torch import nn
 
 from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, AuON, INNAprop, Muon, Shampoo, Sophia
 from secondlook.optimizers.auon import Together
+from secondlook.optimizers.fismo import FISMO
 from secondlook.optimizers.trial import Make, Trial, steps_of, train
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
@@ -95,11 +96,11 @@ def fosi(params: Iterable[nn.Parameter], lr: float, generator: torch.Generator) 
     return FOSI(torch.optim.SGD(params, lr, momentum=0.9), every=25, generator=generator)
 
 
-def muon(params: Iterable[nn.Parameter], lr: float) -> Together:
-    """Muon for whatever has two axes or more, scaled so that Adam, for the rest, can have the same learning rate."""
+def for_matrices(rule: Make, params: Iterable[nn.Parameter], lr: float) -> Together:
+    """`rule` for whatever has two axes or more, and Adam for the rest at the same learning rate."""
     params = list(params)
     matrices, rest = ([p for p in params if (p.ndim > 1) is matrix] for matrix in (True, False))
-    parts = [Muon(matrices, lr, adjust_lr_fn="match_rms_adamw")] if matrices else []
+    parts = [rule(matrices, lr=lr)] if matrices else []
     return Together(*parts, *([torch.optim.Adam(rest, lr)] if rest else []))
 
 
@@ -117,7 +118,8 @@ METHODS: dict[str, Make] = {
     "innaprop": INNAprop,
     "shampoo": partial(Shampoo, root_every=20),  # as in the large runs, where roots are never fresh
     "auon": AuON,
-    "muon": muon,
+    "muon": partial(for_matrices, partial(Muon, adjust_lr_fn="match_rms_adamw")),  # scaled to Adam's steps
+    "fismo": partial(for_matrices, partial(FISMO, polar="ns5", every=10)),
     "sam": partial(SAM, base_optimizer=torch.optim.AdamW),
 }
 

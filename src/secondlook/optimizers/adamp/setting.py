@@ -14,10 +14,11 @@ from secondlook.optimizers.pairing import streams
 from secondlook.problems.augment import crop_and_flip
 from secondlook.problems.datasets import Corpus, Dataset
 from secondlook.problems.images import ImageProblem
-from secondlook.problems.models import CharGPT, resnet20
+from secondlook.problems.language import LanguageProblem
+from secondlook.problems.models import resnet20
 from secondlook.problems.models.initial import initialised
 from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit, minibatches
-from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity, random_windows, windows
+from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity
 
 MOMENTUM = 0.9
 
@@ -173,14 +174,13 @@ def train_gpt(
 ) -> float:
     """Perplexity after one run of a character-level transformer, `normalised` by weight norm in all its layers."""
     weights, order = streams(arm, seed, device)
-    model = CharGPT(len(text.vocab), **size, generator=weights)
+    problem = LanguageProblem(text, size, batch_size, device)
+    model = problem.model(weights)
     if normalised:
         for layer in [m for m in model.modules() if isinstance(m, nn.Linear)]:
             weight_norm(layer)
-    model = model.to(device)
-    batches = random_windows(text.train.to(device), size["context"], batch_size, order)
     opt = optimizer(arm, list(model.parameters()), lr, decay)
     schedule = cosine(steps, warmup=steps // 10)
-    if fit(model, opt, batches, next_character_loss, steps=steps, schedule=schedule).diverged:
+    if fit(model, opt, problem.batches(order), next_character_loss, steps=steps, schedule=schedule).diverged:
         return math.inf
-    return perplexity(model.eval(), windows(getattr(text, part), size["context"]).to(device))
+    return perplexity(model.eval(), problem.held_out(part, count=None))

@@ -9,20 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secondlook.optimizers.auon.setting import (
-    MOMENTUM,
-    RULES,
-    TUNING_SEED,
-    Recipe,
-    Task,
-    best,
-    counted,
-    digits,
-    direction,
-    hidden,
-    optimizer,
-    text,
-)
+from secondlook.optimizers.auon.setting import MOMENTUM, RULES, counted, direction
+from secondlook.optimizers.hidden import Recipe, Task, digits, hidden, optimizer, text
+from secondlook.optimizers.tuning import TUNING_SEED, best
 from secondlook.problems.training import fit
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
@@ -39,10 +28,10 @@ def updates(
         model = task.model(torch.Generator().manual_seed(seed))
         batches = task.batches(torch.Generator(run.device).manual_seed(seed))
         averages = [torch.zeros_like(w) for w in hidden(model)]
-        opt = optimizer("sgd", model, lr, rest_lr=3e-3)
+        opt = optimizer(RULES["sgd"], model, lr=lr, rest_lr=3e-3)
         for step in range(1, steps + 1):
             opt.zero_grad()
-            task.loss(model, next(batches)).backward()
+            task.measures["loss"](model, next(batches)).backward()
             grads = [w.grad for w in hidden(model)]
             torch._foreach_lerp_(averages, grads, 1 - MOMENTUM)
             if step % every == 0:
@@ -109,8 +98,8 @@ def walk(
 
     weights(model)
     batches = task.batches(torch.Generator(device).manual_seed(seed))
-    opt = optimizer(rule.removesuffix("-float32"), model, lr, rest_lr=3e-3)
-    fit(model, opt, batches, task.loss, steps=steps, evaluate=weights, every=every)
+    opt = optimizer(RULES[rule.removesuffix("-float32")], model, lr=lr, rest_lr=3e-3)
+    fit(model, opt, batches, task.measures["loss"], steps=steps, evaluate=weights, every=every)
     return seen
 
 
@@ -130,19 +119,21 @@ def training(
     """Losses of networks whose hidden matrices are trained by each rule, with its own tuned learning rate."""
     make: dict[str, Any] = {"digits-mlp": digits, "tinyshakespeare": partial(text, "tinyshakespeare")}
     task: Task = make[problem](**network, batch_size=batch_size, device=run.device)
-    recipe = Recipe(task, steps, rows, rest_lr, run.device)
+    recipe = Recipe(task, RULES, steps, rows, rest_lr, run.device)
     chosen: dict[str, float] = {}
     for arm in run.track(arms, "arms"):
         rule = arm.removesuffix("-copy")
         if rule not in chosen:
             seeds = range(TUNING_SEED, TUNING_SEED + tuning_seeds)
-            tuning = {lr: mean(best(recipe.train(rule, lr, s))["val_loss"] for s in seeds) for lr in grids[rule]}
+            tuning = {
+                lr: mean(best(recipe.train(rule, {"lr": lr}, s))["val_loss"] for s in seeds) for lr in grids[rule]
+            }
             chosen[rule] = min(tuning, key=tuning.__getitem__)
             for lr, loss in tuning.items():
                 run.record("tuning_loss", loss, method=rule, problem=problem, step=lr)
         run.record("tuned_lr", chosen[rule], method=arm, problem=problem)
         for seed in run.seeds:
-            history = recipe.train(arm, chosen[rule], seed)
+            history = recipe.train(arm, {"lr": chosen[rule]}, seed)
             keep = {"method": arm, "problem": problem, "seed": seed}
             run.record("best_test_loss", best(history)["test_loss"], **keep)
             for metric in ("train_loss", "val_loss"):

@@ -13,10 +13,11 @@ from secondlook.optimizers.pairing import streams
 from secondlook.problems.augment import crop_and_flip
 from secondlook.problems.datasets import Corpus, Dataset
 from secondlook.problems.images import ImageProblem
-from secondlook.problems.models import CharGPT, mlp
+from secondlook.problems.language import LanguageProblem
+from secondlook.problems.models import mlp
 from secondlook.problems.models.initial import he, initialised
 from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit, minibatches
-from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity, random_windows, windows
+from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity
 
 LOOK = 2048  # training images on which the training accuracy is read
 
@@ -110,10 +111,10 @@ def train_gpt(
 ) -> float:
     """Loss on a part of the text, in nats a character, after one run of a character-level transformer."""
     weights, order = streams(arm, seed, device)
-    model = CharGPT(len(text.vocab), **size, generator=weights).to(device)
-    batches = random_windows(text.train.to(device), size["context"], batch_size, order)
+    problem = LanguageProblem(text, size, batch_size, device)
+    model = problem.model(weights)
     opt = optimizer(arm, list(model.parameters()), lr, weight_decay, second)
     schedule = cosine(steps, warmup=max(1, steps // 20))
-    if fit(model, opt, batches, next_character_loss, steps=steps, schedule=schedule).diverged:
+    if fit(model, opt, problem.batches(order), next_character_loss, steps=steps, schedule=schedule).diverged:
         return math.inf
-    return math.log(perplexity(model.eval(), windows(getattr(text, part), size["context"]).to(device)))
+    return math.log(perplexity(model.eval(), problem.held_out(part, count=None)))

@@ -15,15 +15,15 @@ from secondlook.optimizers.adahessian.method import hutchinson_diag
 from secondlook.optimizers.sophia.bartlett import bartlett_diag
 from secondlook.optimizers.sophia.convex import Problem, steps_needed, trajectories
 from secondlook.optimizers.sophia.method import Sophia
-from secondlook.optimizers.sophia.setting import TUNING_SEED, Recipe, best, observed_loss
+from secondlook.optimizers.sophia.setting import Recipe, observed_loss
+from secondlook.optimizers.tuning import TUNING_SEED, Grid, best, choices
 from secondlook.problems import datasets
-from secondlook.problems.models import CharGPT, mlp
+from secondlook.problems.language import LanguageProblem
+from secondlook.problems.models import mlp
 from secondlook.problems.training import cross_entropy, fit, minibatches
-from secondlook.problems.zoo.char_gpt import next_character_loss, random_windows
+from secondlook.problems.zoo.char_gpt import next_character_loss
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
-
-Grid = dict[str, list[float]]
 
 
 def condition(
@@ -45,15 +45,15 @@ def condition(
     for name, methods in rules.items():
         problem = Problem.draw(name, kappas, starts, dim)
         for method in run.track(methods, f"rules on {name}"):
-            choices = [dict(zip(grids[method], c, strict=True)) for c in itertools.product(*grids[method].values())]
-            needed = steps_needed(method, problem, choices, target, limit)
+            tried = choices(grids[method])
+            needed = steps_needed(method, problem, tried, target, limit)
             for i, kappa in enumerate(kappas):
                 winner = int(needed[:, i, :tuning_starts].mean(-1).argmin())
                 found = needed[winner, i, tuning_starts:]
                 if found.isfinite().all():
                     for seed, steps in zip(run.seeds, found.tolist(), strict=True):
                         run.record("steps_needed", steps, method=method, problem=name, seed=seed, step=kappa)
-                    run.record("tuned_lr", choices[winner]["lr"], method=method, problem=name, step=kappa)
+                    run.record("tuned_lr", tried[winner]["lr"], method=method, problem=name, step=kappa)
 
 
 def plane(run: Run, *, steps: int, lr: float) -> None:
@@ -113,7 +113,7 @@ def language(
     grids: dict[str, Grid],
 ) -> None:
     """AdamW and Sophia on next characters, each with its own tuned settings at `steps` and at half as many."""
-    recipe = Recipe(datasets.corpus(corpus), size, batch_size, steps, rows, run.device)
+    recipe = Recipe(LanguageProblem(datasets.corpus(corpus), size, batch_size, run.device), steps, rows)
     chosen: dict[str, dict[str, float]] = {}
     for arm in run.track(arms, "arms"):
         tuned_as = arm.removesuffix("-copy")
@@ -134,11 +134,10 @@ def step_cost(
     run: Run, *, corpus: str, size: dict[str, int], batch_size: int, periods: int, repeats: int, arms: list[str]
 ) -> None:
     """Time of a training step, mean over periods of ten with one refresh; arms in turn on the same batch."""
-    text = datasets.corpus(corpus)
+    problem = LanguageProblem(datasets.corpus(corpus), size, batch_size, run.device)
     for seed in run.track(run.seeds, "seeds"):
-        g = torch.Generator(run.device).manual_seed(seed)
-        batch = next(random_windows(text.train.to(run.device), size["context"], batch_size, g))
-        start = CharGPT(len(text.vocab), **size, generator=torch.Generator().manual_seed(seed)).to(run.device)
+        batch = next(problem.batches(torch.Generator(run.device).manual_seed(seed)))
+        start = problem.model(torch.Generator().manual_seed(seed))
         calls = {arm: partial(train_periods, *stepper(arm, copy.deepcopy(start)), batch, periods) for arm in arms}
         times = interleaved(calls, repeats=repeats)
         # The least disturbed repeat: whatever else the machine does only adds time.

@@ -1,7 +1,5 @@
 """The language model that is trained, with what, and how it is watched."""
 
-import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,15 +10,12 @@ from torch.optim import Optimizer
 
 from secondlook.optimizers.pairing import first_stream
 from secondlook.optimizers.sophia.method import Sophia
-from secondlook.problems.datasets import Corpus
-from secondlook.problems.models import CharGPT
+from secondlook.optimizers.tuning import TUNING_SEED, Choice, Grid, best, choices
+from secondlook.problems.language import LanguageProblem
 from secondlook.problems.training import History, cosine, fit
-from secondlook.problems.zoo.char_gpt import next_character_loss, random_windows, windows
+from secondlook.problems.zoo.char_gpt import next_character_loss
 
-TUNING_SEED = 1000  # nor does tuning see those of the seeds that are reported
 DECAY = 0.1  # decoupled, in every arm
-
-Choice = dict[str, float]  # what is tuned of an arm
 
 
 def optimizer(arm: str, model: nn.Module, choice: Choice, draws: torch.Generator) -> Optimizer:
@@ -52,12 +47,9 @@ def observed_loss(opt: Optimizer) -> Callable[[nn.Module, Tensor], Tensor]:
 class Recipe:
     """A character-level transformer on a text, trained for `steps` with warm-up and one cosine."""
 
-    text: Corpus
-    size: dict[str, int]  # width, depth, heads, context
-    batch_size: int
+    problem: LanguageProblem
     steps: int
     rows: int  # how often a run is looked at
-    device: str
 
     def train(self, arm: str, choice: Choice, seed: int) -> History:
         """One run with `val_loss`, `test_loss` and, for Sophia, `win_rate` in its history.
@@ -68,11 +60,10 @@ class Recipe:
         name = arm.removesuffix("-copy")
         steps = self.steps // 2 if name.endswith("-half") else self.steps
         first = first_stream(arm, seed, 3)
-        model = CharGPT(len(self.text.vocab), **self.size, generator=torch.Generator().manual_seed(first))
-        model = model.to(self.device)
-        order, draws = (torch.Generator(self.device).manual_seed(first + i) for i in (1, 2))
+        model = self.problem.model(torch.Generator().manual_seed(first))
+        order, draws = (torch.Generator(self.problem.device).manual_seed(first + i) for i in (1, 2))
         opt = optimizer(name.removesuffix("-half"), model, choice, draws)
-        held_out = {p: self.held_out(p) for p in ("val", "test")}
+        held_out = {p: self.problem.held_out(p) for p in ("val", "test")}
 
         @torch.no_grad()
         def evaluate(model: nn.Module) -> dict[str, Tensor]:
@@ -83,7 +74,7 @@ class Recipe:
         return fit(
             model,
             opt,
-            random_windows(self.text.train.to(self.device), self.size["context"], self.batch_size, order),
+            self.problem.batches(order),
             observed_loss(opt),
             steps=steps,
             schedule=cosine(steps, warmup=steps // 10),
@@ -92,19 +83,6 @@ class Recipe:
             every=max(1, self.steps // self.rows),
         )
 
-    def held_out(self, part: str, count: int = 128) -> Tensor:
-        """Up to `count` windows spread over a part of the text."""
-        all_of_them = windows(getattr(self.text, part), self.size["context"])
-        return all_of_them[:: math.ceil(len(all_of_them) / count)].to(self.device)
-
-    def tuned(self, arm: str, grid: dict[str, list[float]]) -> Choice:
+    def tuned(self, arm: str, grid: Grid) -> Choice:
         """The choice from the grid that gets to the lowest validation loss on a seed of its own."""
-        choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        return min(choices, key=lambda choice: best(self.train(arm, choice, TUNING_SEED))["val_loss"])
-
-
-def best(history: History) -> dict[str, float]:
-    """The row with the lowest validation loss, of a run that did not diverge; all infinite otherwise."""
-    if history.diverged:
-        return {"val_loss": math.inf, "test_loss": math.inf}
-    return min(history.rows, key=lambda row: row["val_loss"])
+        return min(choices(grid), key=lambda choice: best(self.train(arm, choice, TUNING_SEED))["val_loss"])
