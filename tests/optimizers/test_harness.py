@@ -19,6 +19,7 @@ from secondlook.optimizers import (
     OASIS,
     SAM,
     SGDP,
+    AdaFisher,
     AdaHessian,
     AdamP,
     AuON,
@@ -51,7 +52,27 @@ def fosi(params: Any, lr: float, *, maximize: bool = False, **options: Any) -> F
     return FOSI(torch.optim.SGD(params, lr, momentum=0.9, maximize=maximize), **{"k": 2, "every": 2, **options})
 
 
+def adafisher(params: Any, lr: float, **options: Any) -> AdaFisher:
+    """AdaFisher; the harness's parameters belong to no layer, so F = 1. Its own tests have layers."""
+    return AdaFisher(nn.Module(), lr, params=params, **options)
+
+
 FACTORIES = [
+    Factory(
+        "adafisher",
+        adafisher,
+        lr=0.1,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("beta", 1.0),
+            ("damping", 0.0),
+            ("gamma", 1.5),
+            ("every", 0),
+            ("weight_decay", -0.1),
+            ("ema", "both"),
+        ),
+    ),
     Factory(
         "adahessian",
         AdaHessian,

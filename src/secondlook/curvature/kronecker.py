@@ -170,13 +170,13 @@ class Tape:
         result = {}
         for name, uses in self._uses.items():
             layer = self.layers[name]
-            pieces = [(_inputs(layer, x), _outputs(layer, next(grads))) for x, _ in uses]
+            pieces = [(layer_inputs(layer, x), layer_outputs(layer, next(grads))) for x, _ in uses]
             a, d = pieces[0] if len(pieces) == 1 else (torch.cat(p, dim=1) for p in zip(*pieces, strict=True))
             result[name] = Pairs(a, d)
         return result
 
 
-def _inputs(layer: Layer, x: Tensor) -> Tensor:
+def layer_inputs(layer: Layer, x: Tensor) -> Tensor:
     """Homogeneous inputs [N, T, in] of a layer; the patches of a convolution."""
     if isinstance(layer, nn.Conv2d):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -187,7 +187,7 @@ def _inputs(layer: Layer, x: Tensor) -> Tensor:
     return x if layer.bias is None else F.pad(x, (0, 1), value=1.0)
 
 
-def _outputs(layer: Layer, d: Tensor) -> Tensor:
+def layer_outputs(layer: Layer, d: Tensor) -> Tensor:
     """Output gradients [N, T, out] of a layer."""
     if isinstance(layer, nn.Conv2d):
         return d.flatten(2).transpose(1, 2)

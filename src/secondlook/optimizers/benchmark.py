@@ -9,9 +9,10 @@ a factor of the fewest steps (or the least time) that any needs; the share of th
 target; and, against AdamW, the time of a step and the memory of the optimizer's state. A run that never gets there
 has `reached` 0 and no time.
 
-Your own optimizer joins by `--method module:Class`. It is called as `Class(params, lr=...)`, and with a seeded
-`generator=` where it takes one. At steps at which its `wants_graph` is true, it gets gradients with a graph (as
-AdaHessian does); if its `needs_closure` is true, `step` gets a closure.
+Your own optimizer joins by `--method module:Class`. It is called as `Class(params, lr=...)`, with the model in place of
+`params` where that argument is called `model`, and with a seeded `generator=` where it takes one. At steps at which its
+`wants_graph` is true, it gets gradients with a graph (as AdaHessian does); if its `needs_closure` is true, `step` gets
+a closure.
 
 With several jobs (`run.jobs`), runs go on side by side, a core each, and the clock of one may feel the other; steps are
 timed alone, afterwards. All numbers but times stay the same.
@@ -31,9 +32,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from secondlook.optimizers import FOSI, MFAC, OASIS, SAM, SGDP, AdaHessian, AdamP, AuON, INNAprop, Muon, Shampoo, Sophia
+from secondlook.optimizers import FISMO, FOSI, MFAC, OASIS, SAM, SGDP, AdaFisher, AdaHessian, AdamP, AuON, INNAprop, Muon, Shampoo, Sophia
 from secondlook.optimizers.auon import Together
-from secondlook.optimizers.fismo import FISMO
 from secondlook.optimizers.trial import Make, Trial, steps_of, train
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
@@ -108,6 +108,7 @@ METHODS: dict[str, Make] = {
     "sgd-momentum": partial(torch.optim.SGD, momentum=0.9),
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "adafisher": AdaFisher,
     "adahessian": AdaHessian,
     "adamp": AdamP,
     "sgdp": SGDP,

@@ -86,8 +86,10 @@ def started(
     """A fresh network, its batches, and its optimizer, from three streams of one seed."""
     model = task.model(torch.Generator().manual_seed(3 * seed)).to(device)
     shuffle, draws = (torch.Generator(device).manual_seed(3 * seed + i) for i in (1, 2))
-    random = {"generator": draws} if "generator" in inspect.signature(make).parameters else {}
-    return model, task.batches(shuffle), make(model.parameters(), lr=lr, **random)
+    takes = inspect.signature(make).parameters
+    random = {"generator": draws} if "generator" in takes else {}
+    trained = model if "model" in takes else model.parameters()
+    return model, task.batches(shuffle), make(trained, lr=lr, **random)
 
 
 def steps_of(make: Make, problem: str, device: str, lr: float) -> Callable[[], object]:
