@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "oasis": ["OASIS", "oasis_minimize"],
         "scalable_shampoo": ["Shampoo"],
         "sophia": ["Sophia"],
+        "thermodynamic_ngd": ["TNGD", "LowRankOU", "ou_solve"],
         "vit_sam": ["SAM"],
     },
 )
