@@ -32,7 +32,22 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from secondlook.optimizers import FISMO, FOSI, MFAC, OASIS, SAM, SGDP, AdaFisher, AdaHessian, AdamP, AuON, INNAprop, Muon, Shampoo, Sophia
+from secondlook.optimizers import (
+    FISMO,
+    FOSI,
+    MFAC,
+    OASIS,
+    SAM,
+    SGDP,
+    AdaFisher,
+    AdaHessian,
+    AdamP,
+    AuON,
+    INNAprop,
+    Muon,
+    Shampoo,
+    Sophia,
+)
 from secondlook.optimizers.auon import Together
 from secondlook.optimizers.trial import Make, Trial, steps_of, train
 from secondlook.suite.runner import Run
