@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "adahessian": ["AdaHessian", "hutchinson_diag"],
         "adamp": ["SGDP", "AdamP"],
         "auon": ["AuON", "Muon"],
+        "deepzero": ["ZOTrainer", "cge", "rge", "zo_grasp"],
         "fosi": ["FOSI"],
         "fismo": ["FISMO"],
         "innaprop": ["INNAprop"],
