@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "adamp": ["SGDP", "AdamP"],
         "auon": ["AuON", "Muon"],
         "deepzero": ["ZOTrainer", "cge", "rge", "zo_grasp"],
+        "ensloss": ["EnsLoss", "random_calibrated_derivatives"],
         "fosi": ["FOSI"],
         "fismo": ["FISMO"],
         "innaprop": ["INNAprop"],
