@@ -14,11 +14,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "fosi": ["FOSI"],
         "fismo": ["FISMO"],
         "innaprop": ["INNAprop"],
+        "least_squares": ["levenberg_marquardt"],
         "m_fac": ["MFAC", "DynamicIHVP", "StaticIHVP", "obs_prune"],
         "oasis": ["OASIS", "oasis_minimize"],
         "scalable_shampoo": ["Shampoo"],
         "sophia": ["Sophia"],
         "thermodynamic_ngd": ["TNGD", "LowRankOU", "ou_solve"],
+        "spacetime_nn": ["SpacetimeAR", "midpoint_residual", "tdvp", "tfim"],
         "vit_sam": ["SAM"],
     },
 )

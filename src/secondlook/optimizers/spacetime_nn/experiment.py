@@ -1,0 +1,184 @@
+"""Quenches of the transverse-field Ising chain: Levenberg-Marquardt, Adam, and integration step by step."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import stack_module_state, vmap
+
+from secondlook.optimizers.least_squares import levenberg_marquardt
+from secondlook.optimizers.pairing import streams
+from secondlook.optimizers.spacetime_nn.method import Grid, SpacetimeAR, midpoint_residual, tfim
+from secondlook.optimizers.spacetime_nn.variational import cayley, exact, infidelity, magnetisation_x, tdvp
+from secondlook.problems.training import cosine
+from secondlook.suite.runner import Run
+from secondlook.suite.timing import interleaved
+
+TUNING_SEED = 1_000
+LAM0 = 1.0
+
+
+@dataclass(frozen=True)
+class Quench:
+    """All spins along x, and from t = 0 on the Ising chain with J = g = 1; everything in float64."""
+
+    n: int
+    H: Tensor
+    times: Tensor
+    psi0: Tensor
+    w0: float
+
+    @classmethod
+    def of(cls, n: int, final: float, steps: int, w0: float, device: str) -> Quench:
+        times = torch.linspace(0, final, steps + 1, dtype=torch.float64, device=device)
+        psi0 = torch.full((2**n,), 2 ** (-n / 2), dtype=torch.complex128, device=device)
+        return cls(n, tfim(n, device=device).to_dense(), times, psi0, w0)
+
+    def network(self, arm: str, seed: int, hidden: int, depth: int) -> SpacetimeAR:
+        weights, _ = streams(arm, seed)
+        phase = not arm.startswith("lm-real")
+        return SpacetimeAR(self.n, hidden, depth, phase, energy=self.n, generator=weights).to(self.times.device)
+
+    def states(self, net: SpacetimeAR, params: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return Grid(net, self.n, self.times).psi(params)
+
+
+Curve = list[tuple[int, float]]
+
+
+def second_order(quench: Quench, net: SpacetimeAR, iterations: int, price: int) -> tuple[Tensor, Curve]:
+    """States by Levenberg-Marquardt, and the loss by work: each iteration counts `price` gradients."""
+    residual, jacobian = midpoint_residual(net, quench.H, quench.times, quench.psi0, quench.w0)
+    trace = levenberg_marquardt(residual, dict(net.named_parameters()), LAM0, iterations, jacobian=jacobian)
+    return quench.states(net, trace.params), [(price * i, 2 * loss) for i, loss in enumerate(trace.losses)]
+
+
+def first_order(
+    quench: Quench, nets: list[SpacetimeAR], gradients: int, every: int, lr: float
+) -> tuple[list[Tensor], list[Curve]]:
+    """States and losses of several networks by Adam, its rate falling along half a cosine.
+
+    The networks are stacked, which changes nothing for any of them: Adam works entry by entry.
+    """
+    params, _ = stack_module_state(nets)
+    residual, _ = midpoint_residual(nets[0], quench.H, quench.times, quench.psi0, quench.w0)
+    optimizer = torch.optim.Adam(params.values(), lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(gradients))
+    seen = []
+
+    def losses() -> Tensor:
+        return (vmap(residual)(params) ** 2).sum(1)
+
+    for done in range(gradients):
+        value = losses()
+        if done % every == 0:
+            seen.append((done, value.tolist()))
+        optimizer.zero_grad()
+        value.sum().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        seen.append((gradients, losses().tolist()))
+    states = [quench.states(nets[0], {name: p[i].detach() for name, p in params.items()}) for i in range(len(nets))]
+    return states, [[(done, value[i]) for done, value in seen] for i in range(len(nets))]
+
+
+def stepwise(quench: Quench, net: SpacetimeAR, rcond: float, substeps: int) -> Tensor:
+    """States by the variational principle, its network first fitted to the initial state."""
+    grid = Grid(net, quench.n, quench.times[:1] * 0)
+
+    def residual(params: dict[str, Tensor]) -> Tensor:
+        return torch.view_as_real(grid.psi(params)[0] - quench.psi0)
+
+    fitted = copy.deepcopy(net)
+    fitted.load_state_dict(levenberg_marquardt(residual, dict(net.named_parameters()), 1e-2, 30).params, strict=False)
+    return tdvp(fitted, quench.H, quench.times, rcond, substeps)
+
+
+def dynamics(
+    run: Run,
+    *,
+    quenches: dict[str, dict[str, float]],
+    hidden: int,
+    depth: int,
+    iterations: int,
+    price: int,
+    real_iterations: int,
+    lrs: list[float],
+    rconds: list[float],
+    substeps: int,
+    repeats: int,
+) -> None:
+    """Infidelity over time, and loss by work, of the space-time network and of the variational principle."""
+    for problem, options in quenches.items():
+        quench = Quench.of(**options, device=run.device)
+        truth, own = (evolve(quench.H, quench.psi0, quench.times) for evolve in (exact, cayley))
+        network = partial(quench.network, hidden=hidden, depth=depth)
+        descend = partial(first_order, quench, gradients=price * iterations, every=price)
+        record = partial(_record, run, problem, quench, truth, own)
+
+        for seed in run.track(run.seeds, f"Levenberg-Marquardt on {problem}"):
+            record("lm", seed, *second_order(quench, network("lm", seed), iterations, price))
+            record("lm-real", seed, *second_order(quench, network("lm-real", seed), real_iterations, price))
+
+        trials = {lr: descend([network("tuning", TUNING_SEED)], lr=lr)[1][0][-1][1] for lr in run.track(lrs, "rates")}
+        lr = min(trials, key=trials.get)
+        runs = [(arm, seed) for arm in ("adam", "adam-copy") for seed in run.seeds]
+        for (arm, seed), psi, curve in zip(runs, *descend([network(*r) for r in runs], lr=lr), strict=True):
+            record(arm, seed, psi, curve)
+
+        trials = {r: stepwise(quench, network("tuning", TUNING_SEED), r, substeps)[-1] for r in rconds}
+        rcond = min(trials, key=lambda r, trials=trials: float(infidelity(trials[r], truth[-1]).nan_to_num(nan=1.0)))
+        for seed in run.track(run.seeds, f"variational principle on {problem}"):
+            for arm in ("tdvp", "tdvp-copy"):
+                record(arm, seed, stepwise(quench, network(arm, seed), rcond, substeps), [])
+
+        keep = partial(run.record, problem=problem)
+        for t, value in zip(quench.times.tolist(), magnetisation_x(truth).tolist(), strict=True):
+            keep("magnetisation", value, method="exact", step=t)
+        keep("tuned", lr, method="adam")
+        keep("tuned", rcond, method="tdvp")
+        keep("price", measured_price(quench, network("tuning", TUNING_SEED), repeats), method="lm")
+
+
+def measured_price(quench: Quench, net: SpacetimeAR, repeats: int) -> float:
+    """Seconds of an iteration of Levenberg-Marquardt over those of a step of Adam; medians of alternating runs."""
+    calls = {
+        "none": lambda: second_order(quench, net, 0, 1),
+        "four": lambda: second_order(quench, net, 4, 1),
+        "ten": lambda: first_order(quench, [net], 10, 10, 1e-3),
+        "thirty": lambda: first_order(quench, [net], 30, 30, 1e-3),
+    }
+    median = interleaved(calls, repeats).groupby("name")["seconds"].median()
+    return (median["four"] - median["none"]) / 4 / ((median["thirty"] - median["ten"]) / 20)
+
+
+def _record(
+    run: Run,
+    problem: str,
+    quench: Quench,
+    truth: Tensor,
+    own: Tensor,
+    arm: str,
+    seed: int,
+    psi: Tensor,
+    curve: Curve,
+) -> None:
+    """All that compares the states [K+1, 2^n] of an arm with the exact ones and with those of the mid-point rule."""
+    keep = partial(run.record, method=arm, problem=problem, seed=seed)
+    series = partial(run.record_series, method=arm, problem=problem, seed=seed)
+    missed, mean = infidelity(psi, truth), magnetisation_x(psi)
+    series("infidelity", missed, steps=quench.times.tolist())
+    series("magnetisation", mean, steps=quench.times.tolist())
+    keep("max_infidelity", missed.max())
+    keep("final_infidelity", missed[-1])
+    keep("midpoint_infidelity", infidelity(psi, own).max())
+    keep("magnetisation_error", (mean - magnetisation_x(truth)).abs().max())
+    series("loss", [loss for _, loss in curve], steps=[done for done, _ in curve])
+    if curve:
+        keep("final_loss", curve[-1][1])
