@@ -61,6 +61,16 @@ wildcard_constraints:
     k=r"\d+",
 
 
+def batches(slugs, size):
+    """The papers that share a job, at a scale whose jobs are batches: a start costs more than the work."""
+    count = -(-len(slugs) // size)
+    return [slugs[i::count] for i in range(count)]
+
+
+BATCHES = batches(list(PAPERS), SETTINGS["papers"]) if SETTINGS["job"] == "batch" else []
+ALONE = [[slug] for slug in PAPERS]
+
+
 def jobs_of(slug):
     """The (experiment, seed) pairs of a paper's jobs; no seed where one job takes them all."""
     for experiment, settings in PAPERS[slug].at(SCALE).items():

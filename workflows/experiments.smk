@@ -24,10 +24,7 @@ def needs_of(slug, experiment, seed=None):
 
 
 if SETTINGS["job"] == "batch":
-    SLUGS = list(PAPERS)
-    COUNT = -(-len(SLUGS) // SETTINGS["papers"])
-
-    for batch in (SLUGS[i::COUNT] for i in range(COUNT)):
+    for batch in BATCHES:
         BATCH_SETTINGS = [s for slug in batch for s in PAPERS[slug].at(SCALE).values()]
 
         rule:

@@ -1,22 +1,30 @@
 # Papermill notebooks: one a paper, one a family, and the scoreboard.
 
 
-rule notebook:
-    """Execute the notebook that compares one paper's results with the published numbers."""
-    input:
-        template="notebooks/paper.ipynb",
-        tables=rules.assess.output,
-    output:
-        report(
-            R / "notebooks" / "{paper}.ipynb",
-            caption="captions/notebook.rst",
-            category="Notebooks",
-        ),
-    group:
-        "pages"
-    threads: 1
-    shell:
-        "secondlook notebook paper {wildcards.paper} --scale {SCALE} --results {R}"
+for batch in BATCHES or ALONE:
+
+    rule:
+        name:
+            f"notebook_{batch[0]}"
+        input:
+            "notebooks/paper.ipynb",
+            [table for slug in batch for table in tables_of(slug)],
+        output:
+            [
+                report(
+                    R / "notebooks" / f"{slug}.ipynb",
+                    caption="captions/notebook.rst",
+                    category="Notebooks",
+                )
+                for slug in batch
+            ],
+        group:
+            "pages"
+        threads: 1
+        params:
+            slugs=batch,
+        shell:
+            "secondlook notebook paper {params.slugs} --scale {SCALE} --results {R}"
 
 
 rule family_notebook:
@@ -52,6 +60,3 @@ rule scoreboard_notebook:
     threads: 1
     shell:
         "secondlook notebook scoreboard --scale {SCALE} --results {R}"
-
-
-ruleorder: scoreboard_notebook > notebook

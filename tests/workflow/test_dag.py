@@ -43,7 +43,8 @@ def test_every_figure_was_drawn(smoke):
     holes = {p.parent.name + "/" + p.name: p.read_text() for p in results.glob("figures/*/*.txt")}
     ran = tables.read(results / "tables" / "runs.parquet", tables.RUNS)
     no_data = set(ran[ran["status"] == "no-data"]["paper"])
-    assert {k: v for k, v in holes.items() if k.split("/")[0] not in no_data} == {}
+    failed = {k: v for k, v in holes.items() if v.startswith("not drawn") and k.split("/")[0] not in no_data}
+    assert failed == {}  # others say what this scale does not measure
 
 
 def test_tables_alone_give_the_verdicts_again(smoke):

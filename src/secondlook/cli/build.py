@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from secondlook.cli.console import PaperArgument, ResultsOption, ScaleOption, badge, out, results_of
+from secondlook.cli.console import ResultsOption, ScaleOption, badge, out, results_of
 from secondlook.suite import registry
 from secondlook.suite.errors import SecondLookError, UnknownName
 
@@ -19,11 +19,17 @@ def register(app: typer.Typer) -> None:
     app.command(hidden=True)(reference)
 
 
-def assess(paper: PaperArgument, scale: ScaleOption = "laptop", results: ResultsOption = None) -> None:
-    """Collect one paper's measurements, judge its claims and draw its figures."""
+def assess(
+    paper: Annotated[list[str], typer.Argument(help="One paper or more, by their slugs.")],
+    scale: ScaleOption = "laptop",
+    results: ResultsOption = None,
+) -> None:
+    """Collect a paper's measurements, judge its claims and draw its figures."""
+    papers = [registry.paper(slug) for slug in paper]
     from secondlook.suite import assembly
 
-    assembly.assess(registry.paper(paper), scale, results_of(results, scale))
+    for each in papers:
+        assembly.assess(each, scale, results_of(results, scale))
 
 
 def collect(scale: ScaleOption = "laptop", results: ResultsOption = None) -> None:
@@ -85,27 +91,28 @@ def _print_verdicts(verdicts, folder: Path, totals_only: bool) -> None:
 
 def notebook(
     kind: Annotated[str, typer.Argument(help="paper, family or scoreboard.")],
-    name: Annotated[str | None, typer.Argument(help="The paper or family.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="The papers or families.")] = None,
     scale: ScaleOption = "laptop",
     results: ResultsOption = None,
 ) -> None:
-    """Execute a notebook with papermill."""
+    """Execute notebooks with papermill."""
     known = {"paper": registry.paper, "family": registry.family, "scoreboard": None}
     if kind not in known:
         raise UnknownName("notebook", kind, known)
-    if known[kind] and not name:
+    if known[kind] and not names:
         raise SecondLookError(f"say which {kind}: `secondlook notebook {kind} NAME`")
-    if known[kind]:
+    for name in names or []:
         known[kind](name)  # type: ignore[misc]
     from secondlook.suite.report import notebooks
 
     folder = results_of(results, scale)
-    target = {"paper": f"{name}.ipynb", "family": f"families/{name}.ipynb", "scoreboard": "scoreboard.ipynb"}[kind]
-    parameters = {"results": str(folder.resolve()), "scale": scale} | ({kind: name} if name else {})
     template = Path("notebooks") / f"{kind}.ipynb"
     if not template.exists():
         template = registry.PACKAGE.parents[1] / template
-    notebooks.execute(template, folder / "notebooks" / target, parameters)
+    place = {"paper": "{}.ipynb", "family": "families/{}.ipynb", "scoreboard": "scoreboard.ipynb"}[kind]
+    for name in names or [""]:
+        parameters = {"results": str(folder.resolve()), "scale": scale} | ({kind: name} if name else {})
+        notebooks.execute(template, folder / "notebooks" / place.format(name), parameters)
 
 
 def report(scale: ScaleOption = "laptop", results: ResultsOption = None) -> None:
