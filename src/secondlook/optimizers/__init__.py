@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "m_fac": ["MFAC", "DynamicIHVP", "StaticIHVP", "obs_prune"],
         "nonlinear_cg": ["conjugate_gradient"],
         "oasis": ["OASIS", "oasis_minimize"],
+        "optimal_input_gain": ["OIGTrainer", "input_gains", "owo"],
         "scalable_shampoo": ["Shampoo"],
         "single_vs_double_precision": ["make_zero_mse_task", "rmsprop"],
         "sophia": ["Sophia"],
