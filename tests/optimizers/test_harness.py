@@ -16,6 +16,7 @@ from secondlook.optimizers import (
     FISMO,
     FOSI,
     MFAC,
+    MKOR,
     OASIS,
     SAM,
     SGDP,
@@ -55,6 +56,11 @@ def fosi(params: Any, lr: float, *, maximize: bool = False, **options: Any) -> F
 def adafisher(params: Any, lr: float, **options: Any) -> AdaFisher:
     """AdaFisher; the harness's parameters belong to no layer, so F = 1. Its own tests have layers."""
     return AdaFisher(nn.Module(), lr, params=params, **options)
+
+
+def mkor(params: Any, lr: float, **options: Any) -> MKOR:
+    """MKOR; the harness's parameters belong to no layer, so this is its base. Its own tests have layers."""
+    return MKOR(nn.Module(), lr=lr, params=params, **options)
 
 
 FACTORIES = [
@@ -162,6 +168,25 @@ FACTORIES = [
             ("weight_decay", -0.1),
         ),
     ),
+    Factory(
+        "mkor",
+        mkor,
+        lr=0.1,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("base", "rmsprop"),
+            ("momentum", 1.0),
+            ("gamma", 0.0),
+            ("every", 0),
+            ("rule", "best"),
+            ("stabiliser", 1.5),
+            ("threshold", 0.0),
+            ("warmup", -1),
+        ),
+    ),
+    Factory("mkor-adam", partial(mkor, base="adam"), lr=0.1, invalid=()),
+    Factory("mkor-lamb", partial(mkor, base="lamb"), lr=0.05, invalid=()),
     Factory(
         "sophia",
         # Decay would move weights without a gradient, and 150 steps fill slow averages only halfway.

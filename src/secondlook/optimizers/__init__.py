@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "least_squares": ["levenberg_marquardt"],
         "m_fac": ["MFAC", "DynamicIHVP", "StaticIHVP", "obs_prune"],
         "nonlinear_cg": ["conjugate_gradient"],
+        "mkor": ["MKOR", "rank1_inverse_update"],
         "oasis": ["OASIS", "oasis_minimize"],
         "optimal_input_gain": ["OIGTrainer", "input_gains", "owo"],
         "scalable_shampoo": ["Shampoo"],

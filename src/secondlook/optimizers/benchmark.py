@@ -36,6 +36,7 @@ from secondlook.optimizers import (
     FISMO,
     FOSI,
     MFAC,
+    MKOR,
     OASIS,
     SAM,
     SGDP,
@@ -129,6 +130,7 @@ METHODS: dict[str, Make] = {
     "sgdp": SGDP,
     "fosi": fosi,
     "mfac": partial(MFAC, n_grads=128),  # the default of 1024 costs its cube at every step
+    "mkor": partial(MKOR, rule="package"),  # as released
     "oasis": partial(OASIS, stochastic=True),
     "sophia": Sophia,
     "innaprop": INNAprop,
