@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "fosi": ["FOSI"],
         "innaprop": ["INNAprop"],
         "least_squares": ["levenberg_marquardt"],
+        "kfac_deep_hedging": ["KFAC", "HedgingLSTM", "hedge_pnl", "simulate_heston"],
         "m_fac": ["MFAC", "DynamicIHVP", "StaticIHVP", "obs_prune"],
         "nonlinear_cg": ["conjugate_gradient"],
         "mkor": ["MKOR", "rank1_inverse_update"],
