@@ -15,6 +15,7 @@ from torch import nn
 from secondlook.optimizers import (
     FISMO,
     FOSI,
+    KFAC,
     MFAC,
     MKOR,
     OASIS,
@@ -61,6 +62,11 @@ def adafisher(params: Any, lr: float, **options: Any) -> AdaFisher:
 def mkor(params: Any, lr: float, **options: Any) -> MKOR:
     """MKOR; the harness's parameters belong to no layer, so this is its base. Its own tests have layers."""
     return MKOR(nn.Module(), lr=lr, params=params, **options)
+
+
+def kfac(params: Any, lr: float, **options: Any) -> KFAC:
+    """K-FAC without a limit; the harness's parameters belong to no layer, so this is heavy ball."""
+    return KFAC(nn.Module(), lr=lr, params=params, **{"kl_clip": math.inf} | options)
 
 
 FACTORIES = [
@@ -166,6 +172,20 @@ FACTORIES = [
             ("damp", float("inf")),
             ("momentum", 1.0),
             ("weight_decay", -0.1),
+        ),
+    ),
+    Factory(
+        "kfac",
+        kfac,
+        lr=0.01,
+        invalid=(
+            ("lr", -1.0),
+            ("lr", float("nan")),
+            ("damping", 0.0),
+            ("momentum", 1.0),
+            ("every", 0),
+            ("kl_clip", 0.0),
+            ("decay", 1.0),
         ),
     ),
     Factory(

@@ -247,7 +247,18 @@ def test_wrong_use_is_named():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             KFAC(model, **{name: value})
-    with pytest.raises(ValueError, match="Linear"):
-        KFAC(nn.Conv2d(1, 1, 3))
-    with pytest.raises(RuntimeError, match="take part"):
-        KFAC(model).step()
+
+
+def test_a_convolution_is_a_layer_used_at_every_position():
+    """Patches of a kernel that does not overlap are the inputs of a linear layer."""
+    torch.manual_seed(0)
+    conv, x, w = nn.Conv2d(2, 3, 2, stride=2).double(), normal(5, 2, 4, 4), normal(5, 3, 2, 2, seed=1)
+    linear = nn.Linear(8, 3).double()
+    linear.load_state_dict({"weight": conv.weight.detach().flatten(1), "bias": conv.bias.detach()})
+    patches = x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(5, 4, 8)
+    ours, theirs = KFAC(conv, lr=0.5), KFAC(linear, lr=0.5)
+    (conv(x) * w).sum((1, 2, 3)).mean().backward()
+    (linear(patches) * w.flatten(2).mT).sum((1, 2)).mean().backward()
+    ours.step(), theirs.step()
+    torch.testing.assert_close(conv.weight.flatten(1), linear.weight, rtol=0, atol=1e-13)
+    torch.testing.assert_close(conv.bias, linear.bias, rtol=0, atol=1e-13)

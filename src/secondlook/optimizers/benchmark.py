@@ -35,6 +35,7 @@ from torch import nn
 from secondlook.optimizers import (
     FISMO,
     FOSI,
+    KFAC,
     MFAC,
     MKOR,
     OASIS,
@@ -129,6 +130,7 @@ METHODS: dict[str, Make] = {
     "adamp": AdamP,
     "sgdp": SGDP,
     "fosi": fosi,
+    "kfac": KFAC,
     "mfac": partial(MFAC, n_grads=128),  # the default of 1024 costs its cube at every step
     "mkor": partial(MKOR, rule="package"),  # as released
     "oasis": partial(OASIS, stochastic=True),

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from secondlook.optimizers.base import Base
+
 
 class Use(NamedTuple):
     """One use of a layer in a forward pass that a backward pass has come back through."""
@@ -54,6 +56,52 @@ class Capture:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"uses": {}, "wanted": _never, "handles": []}
+
+
+class LayerOptimizer(Base):
+    """An optimizer that watches layers of a model: hooks show their inputs and output gradients where a step is `due`.
+
+    Subclasses call `_watch` once they have their groups, and take what was seen from `_hooks` in `_begin`.
+    """
+
+    layers: dict[str, nn.Module]
+
+    def _watch(self, layers: Mapping[str, nn.Module]) -> None:
+        self.layers = dict(layers)
+        self._hooks = Capture(self.layers, lambda: self.due)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step looks at the layers."""
+        return True
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self._hooks.remove()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and what the layers showed while they were computed."""
+        self._hooks.take()
+        super().zero_grad(set_to_none)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._watch(self.layers)
+
+
+def gradient_matrix(layer: nn.Linear | nn.Conv2d, *, biased: bool) -> Tensor:
+    """Gradient of a layer's weight as [out, in], and with a last column where it has a bias: zeros unless `biased`."""
+    W = layer.weight.grad.flatten(1)
+    if layer.bias is None:
+        return W
+    return torch.cat([W, (layer.bias.grad if biased else torch.zeros_like(layer.bias))[:, None]], 1)
+
+
+def from_matrix(layer: nn.Linear | nn.Conv2d, matrix: Tensor, *, biased: bool) -> dict[nn.Parameter, Tensor]:
+    """What a matrix [out, in (+ 1)] says of the layer's weight and, where it is trained too, bias."""
+    columns = layer.weight[0].numel()
+    found = {layer.weight: matrix[:, :columns].reshape(layer.weight.shape)}
+    return found | ({layer.bias: matrix[:, -1]} if biased else {})
 
 
 def _never() -> bool:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from secondlook.curvature.kronecker import layer_inputs, layer_outputs
-from secondlook.optimizers.base import Base, check_count, check_range
-from secondlook.optimizers.capture import Capture
+from secondlook.optimizers.base import check_count, check_range
+from secondlook.optimizers.capture import LayerOptimizer
 
 SUPPORTED = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
 
@@ -64,7 +64,7 @@ def min_max(x: Tensor) -> Tensor:
     return torch.nan_to_num((x - low) / (high - low + 1e-6), posinf=1.0, neginf=0.0)
 
 
-class AdaFisher(Base):
+class AdaFisher(LayerOptimizer):
     """AdaFisher on a model's Linear, Conv2d, BatchNorm2d and LayerNorm layers; other parameters have F = 1.
 
     Hooks show the layers' inputs and output gradients at every `every`-th step, from the first. The loop is the usual
@@ -116,13 +116,13 @@ class AdaFisher(Base):
             params = [p for p in model.parameters() if p.requires_grad]
         options = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "maximize": maximize, "steps": 0}
         super().__init__(params, options)
-        self.layers = {
+        layers = {
             name: module
             for name, module in model.named_modules()
             if isinstance(module, SUPPORTED) and module.weight is not None
             if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) == 1
         }
-        self._hooks = Capture(self.layers, lambda: self.due)
+        self._watch(layers)
 
     def _check(self, options: dict[str, Any]) -> None:
         check_range("lr", options["lr"])
@@ -133,15 +133,6 @@ class AdaFisher(Base):
     def due(self) -> bool:
         """Whether the next step refreshes the factors."""
         return self.param_groups[0]["steps"] % self.every == 0
-
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        self._hooks.remove()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, and what the layers showed while they were computed."""
-        self._hooks.take()
-        super().zero_grad(set_to_none)
 
     def _begin(self, closure: Callable[[], Any] | None) -> tuple[Any, list[Tensor]]:
         begun = super()._begin(closure)
@@ -192,7 +183,3 @@ class AdaFisher(Base):
             if found:
                 ranges[name] = (min(float(f.min) for f in found), max(float(f.max) for f in found))
         return ranges
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._hooks = Capture(self.layers, lambda: self.due)

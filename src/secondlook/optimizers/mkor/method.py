@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from secondlook.curvature.kronecker import Layer, layer_inputs, layer_outputs
-from secondlook.optimizers.base import Base, check_count, check_range
-from secondlook.optimizers.capture import Capture, Use
+from secondlook.optimizers.base import check_count, check_range
+from secondlook.optimizers.capture import LayerOptimizer, Use, from_matrix, gradient_matrix
 
 Rule = Literal["exact", "printed", "package"]
 RULES = ("exact", "printed", "package")
@@ -77,7 +77,7 @@ def mean_vectors(layer: Layer, use: Use) -> tuple[Tensor, Tensor]:
     return a.clamp(-CLIP, CLIP).mean(0), (len(d) * d).clamp_(-CLIP, CLIP).mean(0)
 
 
-class MKOR(Base):
+class MKOR(LayerOptimizer):
     """First-order steps on gradients that rank-one Kronecker inverses precondition.
 
     Linear and ungrouped Conv2d layers whose weight is trained are preconditioned; all other parameters go to the base
@@ -137,9 +137,8 @@ class MKOR(Base):
             params = [p for p in model.parameters() if p.requires_grad]
         options = {"lr": lr, "momentum": momentum, "precondition": True, "maximize": maximize, "steps": 0}
         super().__init__(params, options)
-        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, Layer) and getattr(m, "groups", 1) == 1}
-        self._hooks = Capture(self.layers, lambda: self.due)
         self.directions: dict[Tensor, Tensor] = {}
+        self._watch({n: m for n, m in model.named_modules() if isinstance(m, Layer) and getattr(m, "groups", 1) == 1})
 
     def _check(self, options: dict[str, Any]) -> None:
         check_range("lr", options["lr"])
@@ -150,15 +149,6 @@ class MKOR(Base):
         """Whether the next step refreshes the factors."""
         group = self.param_groups[0]
         return group["precondition"] and (group["steps"] % self.every == 0 or group["steps"] < self.warmup)
-
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        self._hooks.remove()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, and what the layers showed while they were computed."""
-        self._hooks.take()
-        super().zero_grad(set_to_none)
 
     def _begin(self, closure: Callable[[], Any] | None) -> tuple[Any, list[Tensor]]:
         begun = super()._begin(closure)
@@ -186,20 +176,15 @@ class MKOR(Base):
 
     def _precondition(self, layer: Layer, *, biased: bool) -> None:
         """Direction of a layer's weight and, where it is trained too, bias."""
-        grads = [layer.weight.grad.flatten(1)]
-        if layer.bias is not None:
-            grads.append(layer.bias.grad[:, None] if biased else torch.zeros_like(layer.bias)[:, None])
-        left, right = self.state[layer.weight]["left"], self.state[layer.weight]["right"]
-        solved = left @ torch.cat(grads, 1) @ right
-        found = [solved[:, : grads[0].shape[1]], *([solved[:, -1:]] if layer.bias is not None else [])]
+        W = gradient_matrix(layer, biased=biased)
+        solved = self.state[layer.weight]["left"] @ W @ self.state[layer.weight]["right"]
         if self.rescale:
-            old, new = (torch.stack(torch._foreach_norm(parts)) for parts in (grads, found))
+            columns = layer.weight[0].numel()
+            old, new = (torch.stack([part.norm() for part in m.tensor_split([columns], 1)]) for m in (W, solved))
             order = 1 if self.rule == "package" else 2  # norms of weight and bias added, or of both together
             old, new = old.norm(order), new.norm(order)
-            found = torch._foreach_mul(found, torch.where(new > 0, old / new, 1.0))
-        self.directions[layer.weight] = found[0].reshape(layer.weight.shape)
-        if biased:
-            self.directions[layer.bias] = found[1][:, 0]
+            solved = solved * torch.where(new > 0, old / new, 1.0)
+        self.directions |= from_matrix(layer, solved, biased=biased)
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         sign = -1 if group["maximize"] else 1
@@ -231,4 +216,4 @@ class MKOR(Base):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._hooks, self.directions = Capture(self.layers, lambda: self.due), {}
+        self.directions = {}
