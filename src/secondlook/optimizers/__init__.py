@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "deepzero": ["ZOTrainer", "cge", "rge", "zo_grasp"],
         "ensloss": ["EnsLoss", "random_calibrated_derivatives"],
         "fismo": ["FISMO"],
+        "fd_net": ["FDNet", "heat_solution", "trust_region_cg"],
         "fosi": ["FOSI"],
         "innaprop": ["INNAprop"],
         "kfac_deep_hedging": ["KFAC", "HedgingLSTM", "hedge_pnl", "simulate_heston"],
