@@ -159,12 +159,12 @@ def test_infidelity_and_magnetisation():
     assert float(magnetisation_x(b)) == pytest.approx(0, abs=1e-14)
 
 
-def test_stacked_networks_train_as_they_do_alone():
+def test_networks_train_together_as_they_do_alone():
     quench = quenches.Quench.of(2, 1.0, 4, 100.0, "cpu")
     nets = lambda: [quench.network("adam", seed, 4, 1) for seed in (0, 1)]  # noqa: E731
-    together = quenches.first_order(quench, nets(), 20, 10, 0.05)
+    together = quenches.first_order(quench, nets(), 20, 10, [0.05, 0.1])
     for i, net in enumerate(nets()):
-        (alone,), (curve,) = quenches.first_order(quench, [net], 20, 10, 0.05)
+        (alone,), (curve,) = quenches.first_order(quench, [net], 20, 10, [0.05 * (i + 1)])
         torch.testing.assert_close(together[0][i], alone, rtol=0, atol=1e-9)
         np.testing.assert_allclose(together[1][i], curve, rtol=1e-8)
 

@@ -82,7 +82,7 @@ def compare(keep: Callable[..., None], traces: dict[str, Trace], evaluations: in
     """Single against double precision up to the first line search that fails in single precision, and at the end."""
     failure = traces["cg32"].first_failure
     until = failure or evaluations
-    for arm in {"cg32", "cg-coarse"} & traces.keys():
+    for arm in (arm for arm in ("cg32", "cg-coarse") if arm in traces):
         at = [until * (k + 1) / CHECKPOINTS for k in range(CHECKPOINTS)]
         ratios = [math.log2(traces[arm].at(e) / traces["cg64"].at(e)) for e in at]
         keep("until_failure", median(ratios), method=arm)

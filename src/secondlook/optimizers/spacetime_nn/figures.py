@@ -36,7 +36,7 @@ def evolution(table: pd.DataFrame, paper: Paper) -> Figure:
         lines(row[1], rows[rows["step"] > 0], "infidelity", paper, LABELS)
         row[1].axhline(1e-2, color=plots.MUTED, ls=":", lw=1.2)
         row[1].annotate(
-            "1%", (1, 1e-2), xycoords=("axes fraction", "data"), xytext=(-20, 3), textcoords="offset points"
+            "1%", (0, 1e-2), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points"
         )
         plots.title(row[1], "distance from the exact state")
     axes[0][0].legend(loc="lower left")
