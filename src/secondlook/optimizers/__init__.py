@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ensloss": ["EnsLoss", "random_calibrated_derivatives"],
         "fd_net": ["FDNet", "heat_solution", "trust_region_cg"],
         "fismo": ["FISMO"],
+        "curvature_aware_coordinate_networks": ["CoordNet", "fit_signal"],
         "fosi": ["FOSI"],
         "innaprop": ["INNAprop"],
         "kfac_deep_hedging": ["KFAC", "HedgingLSTM", "hedge_pnl", "simulate_heston"],
