@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sophia": ["Sophia"],
         "spacetime_nn": ["SpacetimeAR", "midpoint_residual", "tdvp", "tfim"],
         "thermodynamic_ngd": ["TNGD", "LowRankOU", "ou_solve"],
+        "subset_pretraining": ["overdetermination_ratio", "subset_pretrain"],
         "vit_sam": ["SAM"],
     },
 )

@@ -134,6 +134,7 @@ def conjugate_gradient(
     dtype: torch.dtype = torch.float64,
     max_evals: int = 1000,
     line_search: Callable[[Line, np.floating, np.floating], None] = bracketing,
+    visit: Callable[[int, Tensor], None] | None = None,
 ) -> Trace:
     """Minimise by d <- -g + beta d with beta = max(0, g.(g - g_last) / g_last.g_last).
 
@@ -146,6 +147,7 @@ def conjugate_gradient(
         dtype: float32 or float64, of all vectors and of the line search's numbers.
         max_evals: evaluations allowed.
         line_search: called with the `Line`, its slope at 0 and a first step.
+        visit: called with the evaluations so far and the new point after every step.
 
     Raises:
         ValueError: another `dtype`, no evaluation allowed, or a start at which the function is not finite.
@@ -179,6 +181,8 @@ def conjugate_gradient(
         trace.w = w
         trace.evaluations.append(max_evals - left)
         trace.values.append(float(value))
+        if visit is not None:
+            visit(max_evals - left, w)
         since_restart = (since_restart + 1) % w.numel()
         beta = max(number(0), number(float(g @ (g - last))) / number(float(last @ last))) if since_restart else 0
         d = torch.add(-g, d, alpha=float(beta))
