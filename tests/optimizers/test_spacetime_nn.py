@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import scipy.optimize
 import scipy.sparse.linalg
 import torch
 from torch.func import jacrev
@@ -126,18 +125,12 @@ def test_one_spin_in_a_transverse_field_follows_its_cosine():
     tilted = torch.tensor([math.cos(0.3), math.sin(0.3)], dtype=torch.complex128)
     net = network(1, 5, 1, energy=0.8)
     residual, jacobian = midpoint_residual(net, H.to_dense(), grid, tilted, 100.0)
-    found = levenberg_marquardt(residual, dict(net.named_parameters()), 1.0, 30, jacobian=jacobian)
+    found = levenberg_marquardt(residual, dict(net.named_parameters()), 1.0, 60, jacobian=jacobian)
     psi = Grid(net, 1, grid).psi(found.params)
     wanted = math.cos(0.6) * np.cos(1.6 * grid.numpy())
     np.testing.assert_allclose((psi[:, 0].abs() ** 2 - psi[:, 1].abs() ** 2), wanted, rtol=0, atol=1e-2)
-    peer = scipy.optimize.least_squares(
-        lambda f: residual(dict(zip(found.params, unpack(torch.tensor(f), list(found.params.values())), strict=True))),
-        pack(net.parameters()).detach().numpy(),
-        jac=lambda f: jacobian(torch.tensor(f)).numpy(),
-        max_nfev=40,
-    )
     assert found.losses[-1] < 1e-3 * found.losses[0]
-    assert found.losses[-1] < 10 * peer.cost + 1e-6
+    assert float(infidelity(psi, exact(H, tilted, grid)).max()) < 1e-4
 
 
 def test_the_variational_principle_is_exact_where_the_network_is_wide_enough():

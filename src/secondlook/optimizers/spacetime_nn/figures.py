@@ -35,9 +35,7 @@ def evolution(table: pd.DataFrame, paper: Paper) -> Figure:
         plots.title(row[0], f"{problem.removeprefix('n')} spins")
         lines(row[1], rows[rows["step"] > 0], "infidelity", paper, LABELS)
         row[1].axhline(1e-2, color=plots.MUTED, ls=":", lw=1.2)
-        row[1].annotate(
-            "1%", (0, 1e-2), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points"
-        )
+        row[1].annotate("1%", (0, 1e-2), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points")
         plots.title(row[1], "distance from the exact state")
     axes[0][0].legend(loc="lower left")
     return fig
