@@ -51,6 +51,7 @@ from secondlook.optimizers import (
     Sophia,
 )
 from secondlook.optimizers.auon import Together
+from secondlook.optimizers.peers import beside_peers
 from secondlook.optimizers.trial import Make, Trial, steps_of, train
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
@@ -69,13 +70,21 @@ METRICS: dict[str, dict[str, Any]] = {
     "good_rates": {"label": "learning rates that reach the target", "unit": "%"},
     "step_time": {"label": "time of a step, AdamW = 1", "unit": "", "timing": True},
     "state": {"label": "memory of the optimizer's state, parameters = 1", "unit": ""},
+    "peer_time": {"label": "time of a step, the other package = 1", "unit": "", "timing": True},
+    "peer_difference": {"label": "largest relative difference of the parameters after five steps", "unit": ""},
     "tuned_lr": {"label": "tuned learning rate", "unit": ""},
     "tuning_loss": {"label": "final validation loss while tuning", "unit": "task's own", "step": "learning rate"},
     "val_loss": {"label": "validation loss", "unit": "task's own", "step": "step"},
 }
 
 SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {"problems": ["breast-cancer-logistic", "matrix-completion"], "trials": 2, "seeds": 2, "rows": 4},
+    "smoke": {
+        "problems": ["breast-cancer-logistic", "matrix-completion"],
+        "trials": 2,
+        "seeds": 2,
+        "rows": 4,
+        "tensors": 6,
+    },
     "laptop": {
         "problems": [
             "breast-cancer-logistic",
@@ -91,12 +100,14 @@ SCALES: dict[str, dict[str, Any]] = {
         "trials": 8,
         "seeds": 5,
         "rows": 20,
+        "tensors": 200,
     },
     "gpu": {
         "problems": ["mnist-lenet", "cifar10-resnet20", "shakespeare-transformer"],
         "trials": 6,
         "seeds": 5,
         "rows": 40,
+        "tensors": 200,
     },
 }
 
@@ -144,7 +155,9 @@ METHODS: dict[str, Make] = {
 }
 
 
-def benchmark(run: Run, *, method: str | None = None, problems: list[str], trials: int, seeds: int, rows: int) -> None:
+def benchmark(
+    run: Run, *, method: str | None = None, problems: list[str], trials: int, seeds: int, rows: int, tensors: int
+) -> None:
     """Run the family's optimizers, and `method` ("module:Class") beside them where given."""
     methods = methods_with(method)
     rates = learning_rates(trials)
@@ -175,6 +188,7 @@ def benchmark(run: Run, *, method: str | None = None, problems: list[str], trial
         for name in calls:
             for repeat, ratio in enumerate(table[name] / table["adamw"]):
                 run.record("step_time", ratio, method=name, problem=problem, seed=repeat)
+    beside_peers(run, tensors=tensors, repeats=TIMED_REPEATS)
 
 
 def methods_with(method: str | None) -> dict[str, Make]:
