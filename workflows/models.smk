@@ -13,46 +13,48 @@ def seeds_needed():
     return needed
 
 
-if SETTINGS["job"] == "batch":
+NEEDED = seeds_needed()
+TOGETHER = NEEDED if SETTINGS["job"] == "batch" else NEEDED.keys() & set(SETTINGS.get("together", []))
 
-    for model, seeds in seeds_needed().items():
+for model in sorted(TOGETHER):
 
-        rule:
-            name:
-                f"train_{model}"
-            input:
-                recipe(model),
-            output:
-                [R / "models" / model / f"seed{k}.json" for k in sorted(seeds)],
-            priority: 10  # several papers wait for each model
-            resources:
-                gpu=SETTINGS["gpus"],
-                mem_mb=growing(4000),
-                runtime=growing(60),
-            params:
-                model=model,
-                seeds=[f"--seed {k}" for k in sorted(seeds)],
-                code=digest(recipe(model)),
-            shell:
-                "secondlook train {params.model} {params.seeds} --scale {SCALE}"
-                " --results {R} --device {SETTINGS[device]}"
-
-else:
-
-    rule model:
-        """Train one reference model from one seed."""
+    rule:
+        name:
+            f"train_{model}"
         input:
-            lambda w: recipe(w.model),
+            recipe(model),
         output:
-            R / "models" / "{model}" / "seed{k}.json",
+            [R / "models" / model / f"seed{k}.json" for k in sorted(NEEDED[model])],
         priority: 10  # several papers wait for each model
-        threads: 1
         resources:
             gpu=SETTINGS["gpus"],
             mem_mb=growing(4000),
             runtime=growing(60),
         params:
-            code=lambda w: digest(recipe(w.model)),
+            model=model,
+            seeds=[f"--seed {k}" for k in sorted(NEEDED[model])],
+            code=digest(recipe(model)),
         shell:
-            "secondlook train {wildcards.model} --scale {SCALE} --seed {wildcards.k}"
+            "secondlook train {params.model} {params.seeds} --scale {SCALE}"
             " --results {R} --device {SETTINGS[device]}"
+
+
+rule model:
+    """Train one reference model from one seed."""
+    input:
+        lambda w: recipe(w.model),
+    output:
+        R / "models" / "{model}" / "seed{k}.json",
+    wildcard_constraints:
+        model="|".join(sorted(NEEDED.keys() - set(TOGETHER))) or "none",
+    priority: 10  # several papers wait for each model
+    threads: 1
+    resources:
+        gpu=SETTINGS["gpus"],
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        code=lambda w: digest(recipe(w.model)),
+    shell:
+        "secondlook train {wildcards.model} --scale {SCALE} --seed {wildcards.k}"
+        " --results {R} --device {SETTINGS[device]}"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit  # Student's t; scipy.stats would cost every job a second to load
 from torch import Tensor
 
 __all__ = ["Estimate"]
@@ -37,7 +37,7 @@ class Estimate:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         if len(self.samples) < 2:
             raise ValueError("one sample knows nothing about its error: draw two or more")
-        half = stats.t.ppf((1 + level) / 2, len(self.samples) - 1) * self.stderr
+        half = stdtrit(len(self.samples) - 1, (1 + level) / 2) * self.stderr
         return self.value - half, self.value + half
 
     def __float__(self) -> float:

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "adamp": ["SGDP", "AdamP"],
         "auon": ["AuON", "Muon"],
         "curvature_aware_coordinate_networks": ["CoordNet", "fit_signal"],
-        "deepzero": ["ZOTrainer", "cge", "rge", "zo_grasp"],
+        "deepzero": ["DeepZero", "ZOTrainer", "cge", "rge", "zo_grasp"],
         "ensloss": ["EnsLoss", "random_calibrated_derivatives"],
         "fd_net": ["FDNet", "heat_solution", "trust_region_cg"],
         "fismo": ["FISMO"],
@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sophia": ["Sophia"],
         "spacetime_nn": ["SpacetimeAR", "midpoint_residual", "tdvp", "tfim"],
         "subset_pretraining": ["overdetermination_ratio", "subset_pretrain"],
-        "thermodynamic_ngd": ["TNGD", "LowRankOU", "ou_solve"],
+        "thermodynamic_ngd": ["TNGD", "LowRankOU", "ThermodynamicNGD", "ou_solve"],
         "vit_sam": ["SAM"],
     },
 )

@@ -42,8 +42,8 @@ class GaussianMixture:
         if x.ndim != 2 or x.shape[1] != d:
             raise ValueError(f"x must have shape [N, {d}], got {tuple(x.shape)}")
         variances = alpha**2 * self.variances + sigma**2
-        offsets = (x @ self._axes).reshape(-1, K, d) - alpha * self._centres
-        whitened = offsets / variances
+        offsets = torch.addmm(-alpha * self._centres.flatten(), x, self._axes).unflatten(1, (K, d))
+        whitened = offsets * variances.reciprocal()
         constants = self.weights.log() - (2 * torch.pi * variances).log().sum(-1) / 2
         return constants - (offsets * whitened).sum(-1) / 2, whitened
 

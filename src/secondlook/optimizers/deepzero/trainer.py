@@ -147,3 +147,6 @@ class ZOTrainer:
             p.grad = g
         self.optimizer.step()
         return value
+
+
+DeepZero = ZOTrainer

@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "factor": ["curvature_factor"],
-        "method": ["TNGD", "DenseOU", "LowRankOU", "euler_maruyama", "ou_solve"],
+        "method": ["TNGD", "DenseOU", "LowRankOU", "euler_maruyama", "ThermodynamicNGD", "ou_solve"],
     },
 )

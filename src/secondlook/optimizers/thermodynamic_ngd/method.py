@@ -220,3 +220,6 @@ class TNGD(Base):
         m = state["exp_avg"].lerp_(x, 0.1)
         v = state["exp_avg_sq"].lerp_(x.square(), 0.001)
         return (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8)
+
+
+ThermodynamicNGD = TNGD
