@@ -1,5 +1,6 @@
 # What one job runs is the scale's choice: a batch of papers, an experiment, or a seed of it. The longest chains go first
-# (models 10, experiments 5, tables 2), so that the papers' notebooks fill the gaps at the end.
+# (models, then experiments, then tables), so that the papers' notebooks fill the gaps at the end.
+import csv
 
 
 def config_of(slug, experiment, seed=None):
@@ -23,7 +24,18 @@ def needs_of(slug, experiment, seed=None):
         yield from (str(R / "models" / name / f"seed{k}.json") for k in (seeds if kind == "per-seed" else [0]))
 
 
+def last_seconds():
+    """{paper: seconds} of computing in the suite's own last measured run at this scale; empty where there is none."""
+    table, seconds = Path(workflow.basedir) / "results" / "reference" / SCALE / "runs.csv", {}
+    if table.exists():
+        with table.open() as lines:
+            for row in csv.DictReader(lines):
+                seconds[row["paper"]] = seconds.get(row["paper"], 0) + float(row["cpu_s"] or 0)
+    return seconds
+
+
 if SETTINGS["job"] == "batch":
+    LAST = last_seconds()
     for batch in BATCHES:
         BATCH_SETTINGS = [s for slug in batch for s in PAPERS[slug].at(SCALE).values()]
 
@@ -34,7 +46,7 @@ if SETTINGS["job"] == "batch":
                 sorted({need for slug in batch for e in PAPERS[slug].at(SCALE) for need in needs_of(slug, e)}),
             output:
                 [part for slug in batch for kind in ("measurements", "runs") for part in parts(kind, slug)],
-            priority: 5
+            priority: 5 + int(sum(LAST.get(slug, 0) for slug in batch))  # the longest first
             resources:
                 gpu=SETTINGS["gpus"],
                 mem_mb=growing(max(s.mem_mb for s in BATCH_SETTINGS)),

@@ -13,48 +13,46 @@ def seeds_needed():
     return needed
 
 
-NEEDED = seeds_needed()
-TOGETHER = NEEDED if SETTINGS["job"] == "batch" else NEEDED.keys() & set(SETTINGS.get("together", []))
+if SETTINGS["job"] == "batch":
 
-for model in sorted(TOGETHER):
+    for model, seeds in seeds_needed().items():
 
-    rule:
-        name:
-            f"train_{model}"
+        rule:
+            name:
+                f"train_{model}"
+            input:
+                recipe(model),
+            output:
+                [R / "models" / model / f"seed{k}.json" for k in sorted(seeds)],
+            priority: 10_000  # several papers wait for each model
+            resources:
+                gpu=SETTINGS["gpus"],
+                mem_mb=growing(4000),
+                runtime=growing(60),
+            params:
+                model=model,
+                seeds=[f"--seed {k}" for k in sorted(seeds)],
+                code=digest(recipe(model)),
+            shell:
+                "secondlook train {params.model} {params.seeds} --scale {SCALE}"
+                " --results {R} --device {SETTINGS[device]}"
+
+else:
+
+    rule model:
+        """Train one reference model from one seed."""
         input:
-            recipe(model),
+            lambda w: recipe(w.model),
         output:
-            [R / "models" / model / f"seed{k}.json" for k in sorted(NEEDED[model])],
-        priority: 10  # several papers wait for each model
+            R / "models" / "{model}" / "seed{k}.json",
+        priority: 10_000  # several papers wait for each model
+        threads: 1
         resources:
             gpu=SETTINGS["gpus"],
             mem_mb=growing(4000),
             runtime=growing(60),
         params:
-            model=model,
-            seeds=[f"--seed {k}" for k in sorted(NEEDED[model])],
-            code=digest(recipe(model)),
+            code=lambda w: digest(recipe(w.model)),
         shell:
-            "secondlook train {params.model} {params.seeds} --scale {SCALE}"
+            "secondlook train {wildcards.model} --scale {SCALE} --seed {wildcards.k}"
             " --results {R} --device {SETTINGS[device]}"
-
-
-rule model:
-    """Train one reference model from one seed."""
-    input:
-        lambda w: recipe(w.model),
-    output:
-        R / "models" / "{model}" / "seed{k}.json",
-    wildcard_constraints:
-        model="|".join(sorted(NEEDED.keys() - set(TOGETHER))) or "none",
-    priority: 10  # several papers wait for each model
-    threads: 1
-    resources:
-        gpu=SETTINGS["gpus"],
-        mem_mb=growing(4000),
-        runtime=growing(60),
-    params:
-        code=lambda w: digest(recipe(w.model)),
-    shell:
-        "secondlook train {wildcards.model} --scale {SCALE} --seed {wildcards.k}"
-        " --results {R} --device {SETTINGS[device]}"

@@ -97,7 +97,7 @@ SCALES: dict[str, dict[str, Any]] = {
             "coordinate-image",
             "heat-pinn",
         ],
-        "trials": 8,
+        "trials": 6,
         "seeds": 5,
         "rows": 20,
         "tensors": 200,
