@@ -14,5 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "gn_split",
             "segment_loss",
         ],
+        "s4d": ["S4D", "S4DKernel", "s4d_init"],
+        "state_space": ["hippo_legs", "transfer_function"],
     },
 )
