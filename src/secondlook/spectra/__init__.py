@@ -17,5 +17,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "s4d": ["S4D", "S4DKernel", "s4d_init"],
         "state_space": ["hippo_legs", "transfer_function"],
         "random_order_top_eigenvector": ["StreamingTopEigenvector", "oja_top_eigenvector"],
+        "sgd_dynamical_stability": [
+            "critical_learning_rate",
+            "interpolation_trace",
+            "second_moment_radius",
+            "sgd_stability_run",
+        ],
     },
 )
