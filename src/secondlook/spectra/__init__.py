@@ -5,6 +5,16 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "farms": [
+            "TempBalance",
+            "alpha_pruning_ratios",
+            "farms_alpha",
+            "farms_eigs",
+            "null_alpha",
+            "pl_alpha_hill",
+            "prune_by_magnitude",
+            "raw_alpha",
+        ],
         "overparametrized_hessian": [
             "Spectrum",
             "barrier",
