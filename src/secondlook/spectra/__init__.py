@@ -14,6 +14,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "pl_alpha_hill",
             "prune_by_magnitude",
             "raw_alpha",
+        "diffusion_spectral_entropy": [
+            "binned_shannon_entropy",
+            "diffusion_spectral_entropy",
+            "diffusion_spectral_mutual_information",
+            "diffusion_spectrum",
         ],
         "overparametrized_hessian": [
             "Spectrum",
