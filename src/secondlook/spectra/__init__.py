@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "diffusion_spectral_mutual_information",
             "diffusion_spectrum",
         ],
+        "lla_hessian_criteria": ["HessianSpectrum", "hessian_criteria", "landscape"],
         "overparametrized_hessian": [
             "Spectrum",
             "barrier",
