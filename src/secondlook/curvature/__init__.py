@@ -4,10 +4,12 @@ from secondlook.curvature.cg import CGResult, cg
 from secondlook.curvature.estimate import Estimate
 from secondlook.curvature.flat import numel, pack, unpack
 from secondlook.curvature.hutchinson import diagonal, probe_vectors, trace
+from secondlook.curvature.hutchpp import hutchpp
 from secondlook.curvature.lanczos import Eigenpairs, Krylov, block_lanczos, eigsh, lanczos
 from secondlook.curvature.linear import FunctionOperator, SymmetricOperator
 from secondlook.curvature.operators import FisherOperator, GGNOperator, HessianOperator
 from secondlook.curvature.slq import SpectralDensity, slq
+from secondlook.curvature.xtrace import xdiag, xtrace
 
 __all__ = [
     "CGResult",
@@ -24,6 +26,7 @@ __all__ = [
     "cg",
     "diagonal",
     "eigsh",
+    "hutchpp",
     "lanczos",
     "numel",
     "pack",
@@ -31,4 +34,6 @@ __all__ = [
     "slq",
     "trace",
     "unpack",
+    "xdiag",
+    "xtrace",
 ]

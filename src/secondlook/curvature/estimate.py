@@ -13,7 +13,8 @@ __all__ = ["Estimate"]
 class Estimate:
     """The mean of independent, unbiased samples, with the standard error of that mean.
 
-    `value` and `stderr` have the shape of one sample; `stderr` is NaN when there is only one.
+    `value` and `stderr` have the shape of one sample; `stderr` is NaN when there is only one. Samples that are only
+    exchangeable hide a part of the error; estimators that draw such widen `stderr` by what is known of that part.
     """
 
     value: Tensor
@@ -21,11 +22,12 @@ class Estimate:
     samples: Tensor
 
     @classmethod
-    def of(cls, samples: Tensor) -> "Estimate":
-        """From samples along the first axis."""
+    def of(cls, samples: Tensor, widened: float = 1.0) -> "Estimate":
+        """From samples along the first axis, their standard error multiplied by `widened`."""
         if len(samples) < 1:
             raise ValueError("an estimate needs at least one sample")
         error = samples.std(0, correction=1) / len(samples) ** 0.5 if len(samples) > 1 else samples[0] * torch.nan
+        error = error if widened == 1 else widened * error
         return cls(samples.mean(0), error, samples)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:

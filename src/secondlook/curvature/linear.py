@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["FunctionOperator", "SymmetricOperator", "check_square"]
+__all__ = ["FunctionOperator", "SymmetricOperator", "check_finite", "check_square"]
 
 
 def check_square(A: "Tensor | SymmetricOperator") -> int:
@@ -18,6 +18,12 @@ def check_square(A: "Tensor | SymmetricOperator") -> int:
     if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
         raise ValueError(f"the matrix must be square, got shape {tuple(A.shape)}")
     return A.shape[0]
+
+
+def check_finite(product: Tensor) -> None:
+    """`ValueError` if a product is not finite."""
+    if not bool(torch.isfinite(product).all()):
+        raise ValueError("the matrix product is not finite: has the model diverged?")
 
 
 class SymmetricOperator(ABC):
