@@ -1,11 +1,12 @@
 """Curvature of models: matrix products, spectra, traces, linear solves. What several papers stand on."""
 
 from secondlook.curvature.cg import CGResult, cg
+from secondlook.curvature.eigenpairs import Eigenpairs, certify
 from secondlook.curvature.estimate import Estimate
 from secondlook.curvature.flat import numel, pack, unpack
 from secondlook.curvature.hutchinson import diagonal, probe_vectors, trace
 from secondlook.curvature.hutchpp import hutchpp
-from secondlook.curvature.lanczos import Eigenpairs, Krylov, block_lanczos, eigsh, lanczos
+from secondlook.curvature.lanczos import Krylov, block_lanczos, eigsh, lanczos
 from secondlook.curvature.linear import FunctionOperator, SymmetricOperator
 from secondlook.curvature.operators import FisherOperator, GGNOperator, HessianOperator
 from secondlook.curvature.slq import SpectralDensity, slq
@@ -23,6 +24,7 @@ __all__ = [
     "SpectralDensity",
     "SymmetricOperator",
     "block_lanczos",
+    "certify",
     "cg",
     "diagonal",
     "eigsh",

@@ -13,25 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from secondlook.curvature.eigenpairs import Eigenpairs
 from secondlook.curvature.hutchinson import probe_vectors
-from secondlook.curvature.linear import SymmetricOperator, check_square
+from secondlook.curvature.linear import SymmetricOperator, check_finite, check_square
 
 __all__ = ["Eigenpairs", "Krylov", "block_lanczos", "eigsh", "lanczos"]
-
-
-@dataclass(frozen=True)
-class Eigenpairs:
-    """Approximate eigenvalues `[k]`, unit eigenvectors `[n, k]`, residual norms `[k]`, and what they cost.
-
-    An exact eigenvalue lies within `residuals[i]` of `values[i]` (up to rounding). `products` counts matrix-vector
-    products; `converged` says whether every residual met the tolerance asked for.
-    """
-
-    values: Tensor
-    vectors: Tensor
-    residuals: Tensor
-    products: int
-    converged: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +72,7 @@ def lanczos(A: Tensor | SymmetricOperator, start: Tensor, steps: int) -> tuple[T
         if j + 1 < m:
             Q[:, j + 1] = torch.where(alive, 1 / beta, 0).unsqueeze(1) * w.squeeze(-1)
             T[:, j, j + 1] = T[:, j + 1, j] = beta
-    _check_finite(T)  # what is not finite stays in T: one look at the device is enough
+    check_finite(T)  # what is not finite stays in T: one look at the device is enough
     return T, Q, beta
 
 
@@ -112,6 +98,7 @@ def eigsh(
     tol: float = 1e-6,
     block: int = 1,
     max_products: int | None = None,
+    basis: int | None = None,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Eigenpairs:
@@ -121,6 +108,8 @@ def eigsh(
         block: width of the Krylov block; as wide as the multiplicities one must tell apart.
         max_products: give up after so many products (default: as many as the matrix has columns) and return the
             best so far with `converged=False`.
+        basis: hold at most so many vectors of length n (default: no limit). A full basis is cut down to its best
+            Ritz vectors, from which the run goes on (thick restart; Wu and Simon 2000): less memory, more products.
         start: `[n, block]`, else Gaussian, drawn from `generator`.
 
     Values come ascending for "smallest" and "both", descending for "largest", by descending magnitude for
@@ -136,40 +125,53 @@ def eigsh(
         if generator is None:
             raise ValueError("a random start needs a generator: pass generator= or start=")
         start = probe_vectors(n, block, generator=generator, distribution="gaussian", dtype=A.dtype, device=A.device)
-    grow = _BlockLanczos(A, start)
+    most = n if basis is None else min(basis, n)
+    if most < min(n, 2 * wanted + 2 * start.shape[1]):
+        raise ValueError(f"a basis of {basis} is too small for {wanted} eigenvalues: allow {2 * wanted + 2 * block}")
+    grow = _BlockLanczos(A, start, most)
     budget = n if max_products is None else max_products
-    check_at = wanted + 1
+    check_at, low, high, steps = wanted + 1, torch.inf, -torch.inf, 0.0
     while True:
         more = grow.step()
-        stop = not more or grow.size >= budget
-        if not stop and grow.size < check_at:
+        stop = not more or grow.products >= budget
+        full = grow.size + len(grow.next) > most
+        if not stop and not full and grow.products < check_at:
             continue
         # The tridiagonal problem is small, but solving it at every step would not be.
-        check_at = grow.size + max(2, grow.size // 10)
+        check_at = grow.products + max(2, grow.size // 10)
         values, s, residuals = grow.ritz()
-        order = _order(values, which)[: None if which == "both" else k]
-        if which == "both":
-            order = torch.cat([order[:k], order[-k:]]) if len(order) >= wanted else order
-        scale = values.abs().max()
+        low, high = min(low, float(values[0])), max(high, float(values[-1]))
+        if not grow.restarts:
+            steps = grow.steps if more else torch.inf
+        order = _extreme(values, which, k)
+        scale = max(abs(low), abs(high))
         small = bool((residuals[order] <= tol * scale).all()) and len(order) == wanted
         if stop or small:
-            return Eigenpairs(values[order], grow.basis() @ s[:, order], residuals[order], grow.size, small)
+            ends = (low, high)
+            return Eigenpairs(
+                values[order], grow.basis() @ s[:, order], residuals[order], grow.products, small, ends, steps
+            )
+        if full:
+            kept = _extreme(values, which, (most + wanted) // (4 if which == "both" else 2))
+            grow.restart(values[kept], s[:, kept])
 
 
 class _BlockLanczos:
     """The recurrence, one block product a step; the basis lies in rows of a buffer that doubles when full."""
 
-    def __init__(self, A: Tensor | SymmetricOperator, start: Tensor) -> None:
+    def __init__(self, A: Tensor | SymmetricOperator, start: Tensor, most: int | None = None) -> None:
         n = check_square(A)
         if start.ndim != 2 or start.shape[0] != n or start.shape[1] < 1:
             raise ValueError(f"start must have shape [{n}, b], got {tuple(start.shape)}")
         self.A, self.n, self.size, self.scale = A, n, 0, 0.0
+        self.most = n if most is None else most
+        self.steps = self.products = self.restarts = 0
         self.tiny = float(_tiny(start))
         u, sing, _ = torch.linalg.svd(start, full_matrices=False)
         if not bool(torch.isfinite(sing).all()) or float(sing[0]) == 0:
             raise ValueError("the starting block is zero or not finite")
         self.next = u[:, sing > self.tiny * sing[0]].T.contiguous()
-        self.rows = start.new_zeros(min(n, 16 * len(self.next)), n)
+        self.rows = start.new_zeros(min(self.most, 16 * len(self.next)), n)
         self.T = start.new_zeros(len(self.rows), len(self.rows))
         self.coupling = start.new_zeros(0, 0)
 
@@ -178,13 +180,13 @@ class _BlockLanczos:
         b, old = len(self.next), self.size
         new = old + b
         if new > len(self.rows):
-            grown = min(self.n, max(new, 2 * len(self.rows)))
+            grown = min(self.most, max(new, 2 * len(self.rows)))
             self.rows = _padded(self.rows, grown, self.n)
             self.T = _padded(self.T, grown, grown)
         self.rows[old:new] = self.next
-        self.size = new
+        self.size, self.steps, self.products = new, self.steps + 1, self.products + b
         w = self.A @ self.next.T
-        _check_finite(w)
+        check_finite(w)
         known = self.rows[:new]
         first = known @ w
         self.T[:new, old:new] = first
@@ -207,6 +209,13 @@ class _BlockLanczos:
             self.next = torch.linalg.qr(u)[0].T.contiguous() if b > 1 else (u / u.norm()).T.contiguous()
         return u.shape[1] > 0
 
+    def restart(self, values: Tensor, s: Tensor) -> None:
+        """Go on from these Ritz pairs alone; all their residuals lie along the next block, which stays."""
+        kept = len(values)
+        self.rows[:kept] = s.T @ self.rows[: self.size]
+        self.T[:kept, :kept] = torch.diag(values)
+        self.size, self.restarts = kept, self.restarts + 1
+
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         T = self.T[: self.size, : self.size]
         values, s = torch.linalg.eigh((T + T.T) / 2)
@@ -221,10 +230,14 @@ class _BlockLanczos:
         return Krylov(self.basis(), (T + T.T) / 2, self.coupling)
 
 
-def _order(values: Tensor, which: str) -> Tensor:
+def _extreme(values: Tensor, which: str, k: int) -> Tensor:
+    """Where the `k` wanted ones of ascending `values` are, in the order in which they are handed out."""
     if which == "magnitude":
-        return values.abs().argsort(descending=True)
-    return values.argsort(descending=which == "largest")
+        return values.abs().argsort(descending=True)[:k]
+    order = values.argsort(descending=which == "largest")
+    if which == "both":
+        return torch.cat([order[:k], order[-k:]]) if len(order) >= 2 * k else order
+    return order[:k]
 
 
 def _padded(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -241,8 +254,3 @@ def _tiny(like: Tensor) -> float:
 def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"Lanczos needs at least one step, got {steps}")
-
-
-def _check_finite(w: Tensor) -> None:
-    if not bool(torch.isfinite(w).all()):
-        raise ValueError("the matrix product is not finite: has the model diverged?")
