@@ -5,6 +5,12 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "diffusion_spectral_entropy": [
+            "binned_shannon_entropy",
+            "diffusion_spectral_entropy",
+            "diffusion_spectral_mutual_information",
+            "diffusion_spectrum",
+        ],
         "farms": [
             "TempBalance",
             "alpha_pruning_ratios",
@@ -14,11 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "pl_alpha_hill",
             "prune_by_magnitude",
             "raw_alpha",
-        "diffusion_spectral_entropy": [
-            "binned_shannon_entropy",
-            "diffusion_spectral_entropy",
-            "diffusion_spectral_mutual_information",
-            "diffusion_spectrum",
         ],
         "lla_hessian_criteria": ["HessianSpectrum", "hessian_criteria", "landscape"],
         "overparametrized_hessian": [
@@ -30,14 +31,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "gn_split",
             "segment_loss",
         ],
-        "s4d": ["S4D", "S4DKernel", "s4d_init"],
-        "state_space": ["hippo_legs", "transfer_function"],
         "random_order_top_eigenvector": ["StreamingTopEigenvector", "oja_top_eigenvector"],
+        "s4d": ["S4D", "S4DKernel", "s4d_init"],
         "sgd_dynamical_stability": [
             "critical_learning_rate",
             "interpolation_trace",
             "second_moment_radius",
             "sgd_stability_run",
         ],
+        "state_space": ["hippo_legs", "transfer_function"],
     },
 )
