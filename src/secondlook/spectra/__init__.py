@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "augmentation_rkhs": ["AugmentationOperator", "random_mask_kernel", "top_d_probe"],
         "diffusion_spectral_entropy": [
             "binned_shannon_entropy",
             "diffusion_spectral_entropy",
@@ -22,6 +23,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "raw_alpha",
         ],
         "lla_hessian_criteria": ["HessianSpectrum", "hessian_criteria", "landscape"],
+        "more_is_better": [
+            "fitting_ratio_curve",
+            "interpolation_noise",
+            "kernel_path",
+            "krr_risk",
+            "optimal_fitting_ratio",
+            "optimal_ridge",
+            "rf_risk",
+            "ridge_at_fitting_ratio",
+            "ridge_path",
+            "solve_rf_framework",
+        ],
         "overparametrized_hessian": [
             "Spectrum",
             "barrier",
@@ -32,7 +45,27 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "segment_loss",
         ],
         "random_order_top_eigenvector": ["StreamingTopEigenvector", "oja_top_eigenvector"],
+        "rmt_batch_learning_rates": [
+            "LanczosLR",
+            "batch_hessian_extremes",
+            "max_stable_lr",
+            "spike_overlap",
+            "spiked_covariance_top",
+            "spiked_top_eigenvalue",
+        ],
         "s4d": ["S4D", "S4DKernel", "s4d_init"],
+        "second_order_difference_subspace": [
+            "Magnitudes",
+            "canonical_angles",
+            "difference_subspace",
+            "magnitude",
+            "mean_subspace",
+            "second_order_difference",
+            "second_order_magnitudes",
+            "ssa_subspaces",
+            "subspace",
+            "subspace_magnitudes",
+        ],
         "sgd_dynamical_stability": [
             "critical_learning_rate",
             "interpolation_trace",

@@ -14,19 +14,14 @@ NAMES = {"sgd": "SGD, one sample", "gd": "GD", "same-rate": "SGD at one rate (co
 def sharpness(table: pd.DataFrame, paper: Paper) -> Figure:
     fig, axes = plots.subplots(1, 3, width=4.0)
     rows = table[(table["experiment"] == "minima") & (table["problem"] == "sparse")]
-    for ax, metric, arms, word in zip(
-        axes,
-        ("scaled_trace", "scaled_top", "used"),
-        (["sgd", "gd"],) * 3,
-        ("Trace", "Largest eigenvalue", "Mean-square limit"),
-        strict=True,
-    ):
-        _spread(ax, rows, metric, paper, arms)
+    panels = {"scaled_trace": "Trace", "scaled_top": "Largest eigenvalue", "used": "Mean-square limit"}
+    for ax, (metric, word) in zip(axes, panels.items(), strict=True):
+        _spread(ax, rows, metric, paper, ["sgd", "gd"])
         limit = 1.0 if metric == "used" else 2.0
-        ax.axhline(limit, color=plots.INK, ls=(0, (4, 2)), lw=1.2, label=f"stable up to {limit:g}", zorder=1.5)
+        ax.axhline(limit, color=plots.INK, ls=(0, (4, 2)), lw=1.2, label="limit of stability", zorder=1.5)
         ax.set_yscale("log")
-        ax.legend(fontsize=7.5)
         plots.title(ax, word)
+    axes[0].legend(loc="upper left", fontsize=7.5)
     return fig
 
 
