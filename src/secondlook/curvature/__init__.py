@@ -9,7 +9,9 @@ from secondlook.curvature.hutchpp import hutchpp
 from secondlook.curvature.lanczos import Krylov, block_lanczos, eigsh, lanczos
 from secondlook.curvature.linear import FunctionOperator, SymmetricOperator
 from secondlook.curvature.operators import FisherOperator, GGNOperator, HessianOperator
+from secondlook.curvature.report import SpectrumReport
 from secondlook.curvature.slq import SpectralDensity, slq
+from secondlook.curvature.spectrum import spectrum
 from secondlook.curvature.xtrace import xdiag, xtrace
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "HessianOperator",
     "Krylov",
     "SpectralDensity",
+    "SpectrumReport",
     "SymmetricOperator",
     "block_lanczos",
     "certify",
@@ -34,6 +37,7 @@ __all__ = [
     "pack",
     "probe_vectors",
     "slq",
+    "spectrum",
     "trace",
     "unpack",
     "xdiag",

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from secondlook.curvature.flat import numel, pack, unpack
 from secondlook.curvature.linear import SymmetricOperator
 
-__all__ = ["CurvatureOperator", "Product", "derivative"]
+__all__ = ["CurvatureOperator", "Product", "as_batches", "derivative", "fitting_chunk"]
 
 Product = Callable[[list[Tensor], bool], list[Tensor]]
 """Maps vectors in list form to products in list form; True: every tensor has a leading axis of k vectors."""
@@ -92,7 +92,7 @@ class CurvatureOperator(SymmetricOperator):
             raise ValueError("parameters differ in dtype or device: convert the model to one of each")
         super().__init__(numel(self.params), first.dtype, first.device)
         self.model, self.reduction, self.chunk = model, reduction, chunk
-        self.batches = _batches(data)
+        self.batches = as_batches(data)
         self.keep = len(self.batches) == 1 if keep is None else keep
         self._graphs: list[Product] | None = None
         self._stamp: list[tuple[int, int]] = []
@@ -135,8 +135,8 @@ class CurvatureOperator(SymmetricOperator):
             result = torch._foreach_add(result, part) if result else part
         return result
 
-    def _fitting_chunk(self) -> int:
-        """How many vectors' intermediate results fit into the cache, or a few while memory allows."""
+    def graph_bytes(self) -> int:
+        """Memory that the kept graph of the first batch takes, the parameters left out."""
         ours = {t.untyped_storage().data_ptr() for t in self.params}
         saved: dict[int, int] = {}
 
@@ -148,9 +148,7 @@ class CurvatureOperator(SymmetricOperator):
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             self._build(0, self.batches[0])
-        size = max(1, sum(saved.values()))
-        fitting = min(LARGEST_CHUNK, int(CACHE.get(self.device.type, CACHE["cuda"]) / size))
-        return max(1, fitting, min(FEW, int(MODEST / size)))
+        return max(1, sum(saved.values()))
 
     def _columns(self, block: Tensor) -> Tensor:
         rows = block.T.contiguous()
@@ -158,7 +156,7 @@ class CurvatureOperator(SymmetricOperator):
             return pack(self._apply(unpack(rows[0], self.params))).unsqueeze(1)
         out = torch.zeros_like(rows)
         if self.chunk is None:
-            self.chunk = self._fitting_chunk()
+            self.chunk = fitting_chunk(self.graph_bytes(), self.device)
         for weight, product in self._products():  # the data outside: a graph that is not kept is built only once
             for start in range(0, len(rows), self.chunk):
                 part = rows[start : start + self.chunk]
@@ -189,7 +187,13 @@ class CurvatureOperator(SymmetricOperator):
         return [t.clone() if t.data_ptr() in theirs else t for t in self._apply(x)]
 
 
-def _batches(data: Any) -> Sequence[Any]:
+def fitting_chunk(graph: int, device: torch.device) -> int:
+    """How many vectors' intermediate results fit into the cache, or a few while memory allows; `graph` in bytes."""
+    fitting = min(LARGEST_CHUNK, int(CACHE.get(device.type, CACHE["cuda"]) / graph))
+    return max(1, fitting, min(FEW, int(MODEST / graph)))
+
+
+def as_batches(data: Any) -> Sequence[Any]:
     """One batch as a list of one; several as they are."""
     if data is None:
         return [None]
