@@ -14,7 +14,20 @@ invoke = CliRunner().invoke
 
 def test_help_names_every_command():
     text = invoke(app, ["--help"]).output
-    for command in ["papers", "show", "claims", "run", "train", "data", "judge", "report", "bench", "spectrum", "new", "doctor"]:
+    for command in [
+        "papers",
+        "show",
+        "claims",
+        "run",
+        "train",
+        "data",
+        "judge",
+        "report",
+        "bench",
+        "spectrum",
+        "new",
+        "doctor",
+    ]:
         assert command in text
 
 

@@ -22,6 +22,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "prune_by_magnitude",
             "raw_alpha",
         ],
+        "hessian_alignment_dg": [
+            "HessianAlignment",
+            "colored_environment",
+            "head_gradient",
+            "head_hessian",
+            "hgp",
+            "hutchinson_diag",
+        ],
         "lla_hessian_criteria": ["HessianSpectrum", "hessian_criteria", "landscape"],
         "more_is_better": [
             "fitting_ratio_curve",
@@ -53,6 +61,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "spiked_covariance_top",
             "spiked_top_eigenvalue",
         ],
+        "s4_ptd": ["S4DLayer", "perturb_then_diagonalize"],
         "s4d": ["S4D", "S4DKernel", "s4d_init"],
         "second_order_difference_subspace": [
             "Magnitudes",
