@@ -12,6 +12,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "diffusion_spectral_mutual_information",
             "diffusion_spectrum",
         ],
+        "explaining_scaling_laws": [
+            "Exponent",
+            "TeacherStudent",
+            "fit_exponent",
+            "kernel_spectrum_exponent",
+            "rf_loss",
+            "rf_loss_infinite_data",
+            "rf_loss_infinite_width",
+        ],
         "farms": [
             "TempBalance",
             "alpha_pruning_ratios",

@@ -74,20 +74,17 @@ def toy(
     for seed in run.track(run.seeds, "seeds"):
         for kind in DRAWS:
             found: dict[str, list[list[float]]] = {}  # arm: noise by dimension
-            for noise in noises:
-                row: dict[str, list[float]] = {}
-                for d in dimensions:
+            for d in dimensions:
+                first = 3 * (10_000 * seed + d)
+                clouds = [cloud(kind, points, ambient, m, first + k) for k, m in enumerate((d, same, d))]
+                for i, noise in enumerate(noises):
                     at = {"problem": f"{kind} {noise:g}", "seed": seed, "step": d}
-                    first = 3 * (10_000 * seed + d)
-                    clouds = [cloud(kind, points, ambient, m, first + k) for k, m in enumerate((d, same, d))]
                     values, gaps = entropies(*((z + noise * e).to(run.device) for z, e in clouds), sigma)
                     for arm, value in values.items():
                         run.record("entropy", value, method=arm, **at)
-                        row.setdefault(arm, []).append(value)
+                        found.setdefault(arm, [[] for _ in noises])[i].append(value)
                     for name, gap in gaps.items():
                         run.record("spectrum_gap", gap, method=name, **at)
-                for arm, values in row.items():
-                    found.setdefault(arm, []).append(values)
             for arm, table in found.items():
                 for noise, values in zip(noises, table, strict=True):
                     _robustness(run, dimensions, table[0], values, method=arm, problem=kind, seed=seed, step=noise)
