@@ -21,10 +21,10 @@ def test_help_names_every_command():
         "run",
         "train",
         "data",
+        "spectrum",
         "judge",
         "report",
         "bench",
-        "spectrum",
         "new",
         "doctor",
     ]:

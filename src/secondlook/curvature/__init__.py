@@ -6,6 +6,7 @@ from secondlook.curvature.estimate import Estimate
 from secondlook.curvature.flat import numel, pack, unpack
 from secondlook.curvature.hutchinson import diagonal, probe_vectors, trace
 from secondlook.curvature.hutchpp import hutchpp
+from secondlook.curvature.kpm import ChebyshevDensity, kpm
 from secondlook.curvature.lanczos import Krylov, block_lanczos, eigsh, lanczos
 from secondlook.curvature.linear import FunctionOperator, SymmetricOperator
 from secondlook.curvature.operators import FisherOperator, GGNOperator, HessianOperator
@@ -16,6 +17,7 @@ from secondlook.curvature.xtrace import xdiag, xtrace
 
 __all__ = [
     "CGResult",
+    "ChebyshevDensity",
     "Eigenpairs",
     "Estimate",
     "FisherOperator",
@@ -32,6 +34,7 @@ __all__ = [
     "diagonal",
     "eigsh",
     "hutchpp",
+    "kpm",
     "lanczos",
     "numel",
     "pack",
