@@ -101,17 +101,17 @@ def variance(run: Run, *, decay: float, features: int, images: str, fixed: int, 
 def images(run: Run, *, data: str, pools: list[int], features: int, sizes: list[int], draws: int) -> None:
     """ReLU features of images: exponents in data and parameters against the decay of the spectrum.
 
-    Training points come from the training images, the loss is that on the test images.
+    All images stand for infinite data, in both: training points are drawn from them, and the loss is their mean.
     """
     for seed in run.track(run.seeds, "seeds"):
         found: dict[int, dict[str, float]] = {}
         for which, pool in enumerate(pools):
             g = stream(seed, which, run.device)
-            train, test = image_features(data, pool, features, g)
-            cov = test.T @ test / len(test)
+            population = torch.cat(image_features(data, pool, features, g))
+            cov = population.T @ population / len(population)
             losses = torch.zeros(len(RESOURCES), len(sizes), dtype=torch.float64, device=run.device)
             for _ in range(draws):
-                X = train[distinct(len(train), max(sizes), g)]
+                X = population[distinct(len(population), max(sizes), g)]
                 proj = normal(max(sizes), features, g)
                 for i, size in enumerate(sizes):
                     losses[0, i] += rf_loss_infinite_width(cov, X[:size]) / draws
