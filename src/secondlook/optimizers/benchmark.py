@@ -10,9 +10,9 @@ target; and, against AdamW, the time of a step and the memory of the optimizer's
 has `reached` 0 and no time.
 
 Your own optimizer joins by `--method module:Class`. It is called as `Class(params, lr=...)`, with the model in place of
-`params` where that argument is called `model`, and with a seeded `generator=` where it takes one. At steps at which its
-`wants_graph` is true, it gets gradients with a graph (as AdaHessian does); if its `needs_closure` is true, `step` gets
-a closure.
+`params` where the first argument is called `model`, and with a seeded `generator=` where it takes one. At steps at
+which its `wants_graph` is true, it gets gradients with a graph (as AdaHessian does); if its `needs_closure` is true,
+`step` gets a closure.
 
 With several jobs (`run.jobs`), runs go on side by side, a core each, and the clock of one may feel the other; steps are
 timed alone, afterwards. All numbers but times stay the same.

@@ -88,7 +88,7 @@ def started(
     shuffle, draws = (torch.Generator(device).manual_seed(3 * seed + i) for i in (1, 2))
     takes = inspect.signature(make).parameters
     random = {"generator": draws} if "generator" in takes else {}
-    trained = model if "model" in takes else model.parameters()
+    trained = model if next(iter(takes)) == "model" else model.parameters()
     return model, task.batches(shuffle), make(trained, lr=lr, **random)
 
 

@@ -12,7 +12,8 @@ from secondlook.suite import seals
 from secondlook.suite.errors import SecondLookError
 from secondlook.suite.files import write_atomically
 
-START_TIMEOUT, CELL_TIMEOUT = 120, 300  # seconds
+START_TIMEOUT, CELL_TIMEOUT = 60, 300  # seconds
+STARTS = 3  # a kernel hangs where another process takes one of its ports between choice and use
 
 
 def execute(template: Path, output: Path, parameters: dict[str, Any]) -> None:
@@ -31,7 +32,13 @@ def execute(template: Path, output: Path, parameters: dict[str, Any]) -> None:
     folder = output.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        write_atomically(output, lambda path: _run(template, path, folder, parameters))
+        for attempt in range(1, STARTS + 1):
+            try:
+                write_atomically(output, lambda path: _run(template, path, folder, parameters))
+                break
+            except RuntimeError as error:
+                if "Kernel didn't respond" not in str(error) or attempt == STARTS:
+                    raise
     except (PapermillException, RuntimeError, TimeoutError) as error:
         raise SecondLookError(f"{template.name} failed: {error}") from error
 
