@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml envs/constraints.txt
 	@touch $@
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 # The long campaign behind docs/reliability.md: all papers, killed twenty times. About half an hour.
 faults: setup
