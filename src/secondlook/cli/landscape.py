@@ -17,12 +17,12 @@ from secondlook.cli.own import (
     OwnDeviceOption,
     SeedOption,
     computing,
+    keep,
     read,
     show_notes,
     size,
     table,
 )
-from secondlook.suite.files import write_text
 
 UNITS = {"cross_entropy": "nats"}
 
@@ -61,13 +61,10 @@ def landscape(
     """The loss around your own model's weights, along Hessian axes or random directions, beside its quadratic model."""
     use_threads(threads)
     limit = size(memory)
-    import json
-
     import torch
 
     from secondlook import curvature
     from secondlook.cli import landscape_figure
-    from secondlook.suite import plots
 
     own = read(factory, data, loss, device)
     with computing(memory, quiet) as progress:
@@ -85,10 +82,8 @@ def landscape(
             generator=torch.Generator().manual_seed(seed),
             progress=progress,
         )
-    about = {"model": factory, "data": data, "seed": seed}
-    write_text(folder / "landscape.json", json.dumps(about | json.loads(found.to_json()), indent=1) + "\n")
     unit = UNITS.get(own.loss) if isinstance(own.loss, str) else None
-    plots.save(landscape_figure.draw(found, factory, unit), folder, "landscape")
+    keep(found, landscape_figure.draw(found, factory, unit), folder, "landscape", model=factory, data=data, seed=seed)
     if not quiet:
         show(found, factory)
         out.print(f"[dim]{folder}/landscape.json, landscape.png, landscape.svg[/]", highlight=False)

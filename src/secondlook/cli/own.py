@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from secondlook.cli.console import err, out
 from secondlook.suite.errors import DeviceMissing, SecondLookError
+from secondlook.suite.files import write_text
 from secondlook.suite.named import load, told
 
 FactoryArgument = Annotated[
@@ -73,6 +75,16 @@ def computing(memory: str, quiet: bool) -> Iterator[Any]:
         raise SecondLookError(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise SecondLookError(f"the device's memory is full: pass a --memory below {memory}") from error
+
+
+def keep(found: Any, figure: Any, folder: Path, name: str, **about: Any) -> None:
+    """Write what was found, and what it is about, as NAME.json, and its figure as NAME.png and .svg."""
+    import json
+
+    from secondlook.suite import plots
+
+    write_text(folder / f"{name}.json", json.dumps(about | json.loads(found.to_json()), indent=1) + "\n")
+    plots.save(figure, folder, name)
 
 
 def size(text: str) -> float:

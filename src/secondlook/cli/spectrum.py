@@ -17,12 +17,12 @@ from secondlook.cli.own import (
     OwnDeviceOption,
     SeedOption,
     computing,
+    keep,
     read,
     show_notes,
     size,
     table,
 )
-from secondlook.suite.files import write_text
 
 
 def register(app: typer.Typer) -> None:
@@ -52,13 +52,10 @@ def spectrum(
     """Eigenvalues, trace, density and layers of your own model's curvature, each saying how wrong it may be."""
     use_threads(threads)
     limit = size(memory)
-    import json
-
     import torch
 
     from secondlook import curvature
     from secondlook.cli import spectrum_figure
-    from secondlook.suite import plots
 
     own = read(factory, data, loss, device)
     with computing(memory, quiet) as progress:
@@ -75,9 +72,7 @@ def spectrum(
             generator=torch.Generator().manual_seed(seed),
             progress=progress,
         )
-    about = {"model": factory, "data": data, "seed": seed}
-    write_text(folder / "spectrum.json", json.dumps(about | json.loads(report.to_json()), indent=1) + "\n")
-    plots.save(spectrum_figure.draw(report, factory), folder, "spectrum")
+    keep(report, spectrum_figure.draw(report, factory), folder, "spectrum", model=factory, data=data, seed=seed)
     if not quiet:
         show(report, factory)
         out.print(f"[dim]{folder}/spectrum.json, spectrum.png, spectrum.svg[/]", highlight=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["FunctionOperator", "SymmetricOperator", "check_finite", "check_square"]
+__all__ = ["FunctionOperator", "SymmetricOperator", "between", "check_finite", "check_square"]
 
 
 def check_square(A: "Tensor | SymmetricOperator") -> int:
@@ -79,3 +79,9 @@ class FunctionOperator(SymmetricOperator):
 
     def _columns(self, block: Tensor) -> Tensor:
         return self._function(block)
+
+
+def between(scale: Tensor, A: SymmetricOperator) -> FunctionOperator:
+    """S A S, for S the diagonal matrix with the entries `scale`, `[n]`."""
+    column = scale.unsqueeze(1)
+    return FunctionOperator(lambda v: column * (A @ (column * v)), A.shape[0], dtype=A.dtype, device=A.device)

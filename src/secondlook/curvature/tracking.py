@@ -28,9 +28,9 @@ from secondlook.curvature.eigenpairs import Eigenpairs, certify
 from secondlook.curvature.flat import pack
 from secondlook.curvature.hutchinson import probe_vectors
 from secondlook.curvature.lanczos import eigsh
-from secondlook.curvature.linear import FunctionOperator, SymmetricOperator
+from secondlook.curvature.linear import FunctionOperator, SymmetricOperator, between
 from secondlook.curvature.losses import named_loss
-from secondlook.curvature.report import Eigenvalue
+from secondlook.curvature.report import Eigenvalue, eigenvalues
 from secondlook.curvature.study import KINDS, held_still
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class SharpnessTracker:
             ends = [self._largest.measure(A)]
             if self._smallest:
                 ends.append(self._smallest.measure(_negative(A)))
-        largest, *negative = map(_eigenvalues, ends)
+        largest, *negative = map(eigenvalues, ends)
         smallest = [Eigenvalue(-e.value, -e.high, -e.low, e.residual) for (e,) in negative] or [None]
         products, converged = sum(p.products for p in ends), all(p.converged for p in ends)
         self.measurements.append(Sharpness(step, largest, smallest[0], products, converged, lr))
@@ -163,10 +163,10 @@ class SharpnessTracker:
         D = list(self.precondition(A.params))
         if [t.shape for t in D] != [p.shape for p in A.params]:
             raise ValueError("the preconditioner must have a tensor in the shape of each parameter that requires grad")
-        root = pack(D).detach().to(A.device, A.dtype).rsqrt().unsqueeze(1)
+        root = pack(D).detach().to(A.device, A.dtype).rsqrt()
         if not bool((root.isfinite() & (root > 0)).all()):
             raise ValueError("the preconditioner must be positive and finite everywhere")
-        return FunctionOperator(lambda v: root * (A @ (root * v)), A.shape[0], dtype=A.dtype, device=A.device)
+        return between(root, A)
 
     @property
     def products(self) -> int:
@@ -220,11 +220,6 @@ class _End:
         pairs = eigsh(A, self.k, tol=self.tol, min_products=least, max_products=self.most, start=start)
         self.vectors = pairs.vectors
         return certify(A, pairs)
-
-
-def _eigenvalues(pairs: Eigenpairs) -> list[Eigenvalue]:
-    columns = (pairs.values, *pairs.interval(), pairs.residuals)
-    return [Eigenvalue(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def _negative(A: SymmetricOperator) -> SymmetricOperator:

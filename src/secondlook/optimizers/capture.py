@@ -112,7 +112,7 @@ class Alike(NamedTuple):
     def by_parameter(self, matrices: Tensor) -> dict[nn.Parameter, Tensor]:
         """What matrices [k, out, in (+ 1)] say of each weight and, where `biased`, bias."""
         weights = [layer.weight for layer in self.layers]
-        columns = weights[0][0].numel()
+        columns = weights[0].shape[1:].numel()
         shapes = matrices[..., :columns].contiguous().unbind()
         found = {w: m.view(w.shape) for w, m in zip(weights, shapes, strict=True)}
         if self.biased:
@@ -126,7 +126,7 @@ def alike(layers: Iterable[Layer], stepped: Container[nn.Parameter]) -> list[Ali
     found: dict[Any, Alike] = {}
     for layer in layers:
         W, biased = layer.weight, layer.bias in stepped
-        kind = (len(W), W[0].numel(), layer.bias is None, biased, W.dtype, W.device)
+        kind = (W.shape[0], W.shape[1:].numel(), layer.bias is None, biased, W.dtype, W.device)
         found.setdefault(kind, Alike([], biased)).layers.append(layer)
     return list(found.values())
 

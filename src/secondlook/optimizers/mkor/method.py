@@ -181,7 +181,7 @@ class MKOR(LayerOptimizer):
         solved = kind.state(self, "left") @ W @ kind.state(self, "right")
         if not self.rescale:
             return solved
-        columns = kind.layers[0].weight[0].numel()
+        columns = kind.layers[0].weight.shape[1:].numel()
         order = 1 if self.rule == "package" else 2  # norms of weight and bias added, or of both together
         old, new = (
             torch.stack([part.flatten(1).norm(dim=1) for part in m.tensor_split([columns], 2)]).norm(order, dim=0)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from secondlook.curvature import FunctionOperator, HessianOperator, SharpnessTracker, eigsh, pack
+from secondlook.curvature.linear import between
 
 __all__ = [
     "ScaledMLP",
@@ -135,8 +136,8 @@ def preconditioned_hessian(
     if len(lr_mults) != len(params) or min(lr_mults) <= 0:
         raise ValueError(f"need a positive multiplier for each of {len(params)} tensors, got {list(lr_mults)}")
     H = HessianOperator.of_loss(lambda _: loss(), params)
-    root = pack([torch.full_like(p, m**0.5) for p, m in zip(params, lr_mults, strict=True)]).detach().unsqueeze(1)
-    return FunctionOperator(lambda v: root * (H @ (root * v)), len(root), dtype=H.dtype, device=H.device)
+    root = pack([torch.full_like(p, m**0.5) for p, m in zip(params, lr_mults, strict=True)]).detach()
+    return between(root, H)
 
 
 def preconditioned_sharpness(
