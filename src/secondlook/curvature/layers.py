@@ -59,22 +59,22 @@ def _refuse_shared(model: nn.Module, layers: Mapping[str, Layer]) -> None:
                 raise ValueError(f"layer {name!r} shares its weight with {others}: leave it out of `layers`")
 
 
-def layer_inputs(layer: Layer, x: Tensor) -> Tensor:
-    """Homogeneous inputs [N, T, in] of a layer; the patches of a convolution."""
+def layer_inputs(layer: Layer, x: Tensor, *, homogeneous: bool = True) -> Tensor:
+    """Inputs [N, T, in (+ 1)] of a layer, the patches of a convolution; `homogeneous` ones end in a 1 for the bias."""
     if isinstance(layer, nn.Conv2d):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         x = F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride).transpose(1, 2)
     else:
-        x = x.reshape(len(x), -1, x.shape[-1])
-    return x if layer.bias is None else F.pad(x, (0, 1), value=1.0)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+    return F.pad(x, (0, 1), value=1.0) if homogeneous and layer.bias is not None else x
 
 
 def layer_outputs(layer: Layer, d: Tensor) -> Tensor:
     """Output gradients [N, T, out] of a layer."""
     if isinstance(layer, nn.Conv2d):
         return d.flatten(2).transpose(1, 2)
-    return d.reshape(len(d), -1, d.shape[-1])
+    return d.reshape(d.shape[0], -1, d.shape[-1])
 
 
 def to_matrices(layers: Mapping[str, nn.Module], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

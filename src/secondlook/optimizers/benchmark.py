@@ -130,12 +130,13 @@ def for_matrices(rule: Make, params: Iterable[nn.Parameter], lr: float) -> Toget
     params = list(params)
     matrices, rest = ([p for p in params if (p.ndim > 1) is matrix] for matrix in (True, False))
     parts = [rule(matrices, lr=lr)] if matrices else []
-    return Together(*parts, *([torch.optim.Adam(rest, lr)] if rest else []))
+    return Together(*parts, *([torch.optim.Adam(rest, lr, foreach=True)] if rest else []))
 
 
+AdamW = partial(torch.optim.AdamW, foreach=True)  # on a CPU PyTorch goes from tensor to tensor by itself
 METHODS: dict[str, Make] = {
-    "sgd-momentum": partial(torch.optim.SGD, momentum=0.9),
-    "adamw": torch.optim.AdamW,
+    "sgd-momentum": partial(torch.optim.SGD, momentum=0.9, foreach=True),
+    "adamw": AdamW,
     "adafisher": AdaFisher,
     "adahessian": AdaHessian,
     "adamp": AdamP,
@@ -151,7 +152,7 @@ METHODS: dict[str, Make] = {
     "auon": AuON,
     "muon": partial(for_matrices, partial(Muon, adjust_lr_fn="match_rms_adamw")),  # scaled to Adam's steps
     "fismo": partial(for_matrices, partial(FISMO, polar="ns5", every=10)),
-    "sam": partial(SAM, base_optimizer=torch.optim.AdamW),
+    "sam": partial(SAM, base_optimizer=AdamW),
 }
 
 

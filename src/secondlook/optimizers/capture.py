@@ -126,7 +126,7 @@ def alike(layers: Iterable[Layer], stepped: Container[nn.Parameter]) -> list[Ali
     found: dict[Any, Alike] = {}
     for layer in layers:
         W, biased = layer.weight, layer.bias in stepped
-        kind = (W.shape[0], W.shape[1:].numel(), layer.bias is None, biased, W.dtype, W.device)
+        kind = (W.shape, layer.bias is None, biased, W.dtype, W.device)
         found.setdefault(kind, Alike([], biased)).layers.append(layer)
     return list(found.values())
 

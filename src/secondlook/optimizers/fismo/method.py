@@ -190,7 +190,8 @@ class FISMO(Base):
             return torch.stack([state[name] for state in states])
 
         def keep(name: str, values: Tensor) -> None:
-            torch._foreach_copy_([state[name] for state in states], list(values.unbind()))
+            for state, value in zip(states, values.unbind(), strict=True):
+                state[name] = value
 
         averaging = {"gamma": group["gamma"], "mu": group["damping"], "relative": group["relative"]}
         P, Q = kron_fisher_update(gather("P"), gather("Q"), G, **averaging)

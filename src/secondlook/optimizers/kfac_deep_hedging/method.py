@@ -6,16 +6,18 @@ A layer's uses at many time steps, or positions, are taken as independent: A is 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from secondlook.curvature import pack
 from secondlook.curvature.layers import Layer, factorable, layer_inputs, layer_outputs
 from secondlook.optimizers.base import check_count, check_range
-from secondlook.optimizers.capture import LayerOptimizer, Use, alike
+from secondlook.optimizers.capture import Alike, LayerOptimizer, Use, alike
 
 
 class KFAC(LayerOptimizer):
@@ -77,22 +79,22 @@ class KFAC(LayerOptimizer):
 
     def _begin(self, closure: Callable[[], Any] | None) -> tuple[Any, list[Tensor]]:
         loss, present = super()._begin(closure)
-        group_of = {p: group for group in self.param_groups for p in group["params"]}
         seen, updates = self._hooks.take(), {p: p.grad for p in present}
-        factored = []
-        for name, layer in self.layers.items():
-            if (group := group_of.get(layer.weight)) is None:
-                continue
-            state = self.state[layer.weight]
-            if name in seen:
-                self._average(state, layer, seen[name], group["decay"])
-            if "A" in state and layer.weight in updates:
-                if group["steps"] % self.every == 0 or "A_inverse" not in state:
-                    _invert(state, group["damping"])
-                factored.append(layer)
-        for kind in alike(factored, updates):
-            U = kind.state(self, "G_inverse") @ kind.gradients() @ kind.state(self, "A_inverse")
-            updates |= kind.by_parameter(U)
+        for group in self.param_groups:
+            ours, used, factored = set(group["params"]), {}, []
+            for name, layer in self.layers.items():
+                if (weight := layer.weight) in ours:
+                    if name in seen:
+                        used[layer] = seen[name]
+                    if weight in updates and (name in seen or "A" in self.state[weight]):
+                        factored.append(layer)
+            self._average(used, group["decay"])
+            due = group["steps"] % self.every == 0
+            for kind in alike([m for m in factored if due or "A_inverse" not in self.state[m.weight]], updates):
+                self._invert(kind, group["damping"])
+            for kind in alike(factored, updates):
+                U = kind.state(self, "G_inverse") @ kind.gradients() @ kind.state(self, "A_inverse")
+                updates |= kind.by_parameter(U)
         if not updates:
             return loss, present
         overlap = torch.zeros(())
@@ -104,13 +106,37 @@ class KFAC(LayerOptimizer):
         self._updates = dict(zip(updates, torch._foreach_mul(list(updates.values()), limit), strict=True))
         return loss, present
 
-    def _average(self, state: dict[str, Any], layer: Layer, uses: list[Use], decay: float) -> None:
-        """Average the batch's factors in; hooks saw gradients of a mean, so G takes its size back."""
-        a = torch.cat([layer_inputs(layer, use.inputs).flatten(0, 1) for use in uses])
-        s = torch.cat([layer_outputs(layer, use.grad_outputs).flatten(0, 1) for use in uses])
-        fresh = {"A": a.T @ a / len(a), "G": s.T @ s * len(uses[0].inputs)}
-        for name, value in fresh.items():
-            state[name] = state[name].lerp_(value, 1 - decay) if name in state else value
+    def _average(self, uses: dict[Layer, list[Use]], decay: float) -> None:
+        """Average the batch's factors in, as far as shapes agree for all layers in one product."""
+        alike = defaultdict(list)
+        for layer, its in uses.items():
+            a = _rows([layer_inputs(layer, use.inputs, homogeneous=False) for use in its])
+            s = _rows([layer_outputs(layer, use.grad_outputs) for use in its])
+            state = self.state[layer.weight]
+            alike[a.shape, s.shape, its[0].inputs.shape[0], layer.bias is None, "A" in state].append((state, a, s))
+        for (*_, size, unbiased, known), members in alike.items():
+            states, inputs, outputs = zip(*members, strict=True)
+            a, s = torch.stack(inputs), torch.stack(outputs)
+            a = a if unbiased else F.pad(a, (0, 1), value=1.0)
+            fresh = {"A": a.mT @ a / a.shape[1], "G": s.mT @ s * size}  # hooks saw gradients of a mean over `size`
+            for name, value in fresh.items():
+                if known:
+                    value = torch.stack([state[name] for state in states]).lerp_(value, 1 - decay)
+                for state, own in zip(states, value.unbind(), strict=True):
+                    state[name] = own
+
+    def _invert(self, kind: Alike, damping: float) -> None:
+        """Damped inverses of both factors, the damping shared out by their average eigenvalues."""
+        A, G = (kind.state(self, name) for name in ("A", "G"))
+        mean_A, mean_G = (
+            M.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(M.dtype).tiny)[:, None, None] for M in (A, G)
+        )
+        pi = (mean_A / mean_G).sqrt()
+        for name, factor, share in (("A_inverse", A, pi * damping**0.5), ("G_inverse", G, damping**0.5 / pi)):
+            damped = factor + share * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+            inverses = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+            for layer, inverse in zip(kind.layers, inverses.unbind(), strict=True):
+                self.state[layer.weight][name] = inverse
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         for p in params:
@@ -123,11 +149,7 @@ class KFAC(LayerOptimizer):
         group["steps"] += 1
 
 
-def _invert(state: dict[str, Any], damping: float) -> None:
-    """Damped inverses of both factors, the damping shared out by their average eigenvalues."""
-    A, G = state["A"], state["G"]
-    tiny = torch.finfo(A.dtype).tiny
-    pi = (A.diagonal().mean().clamp_min(tiny) / G.diagonal().mean().clamp_min(tiny)).sqrt()
-    for name, factor, share in (("A_inverse", A, pi * damping**0.5), ("G_inverse", G, damping**0.5 / pi)):
-        damped = factor + share * torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        state[name] = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+def _rows(parts: list[Tensor]) -> Tensor:
+    """Tensors `[N, T, n]` of a layer's uses as the rows of one matrix."""
+    rows = [part.flatten(0, 1) for part in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
