@@ -48,10 +48,19 @@ class Trial:
         return math.inf if self.hit is None else self.seconds[self.hit]
 
 
-def train(make: Make, problem: str, *, lr: float, seed: int, device: str, rows: int, steps: int | None = None) -> Trial:
-    """One run of a task from one seed: weights, batches and the optimizer's own draws all come from it."""
-    task, budget = tasks.load(problem, device), tasks.TASKS[problem]
-    steps, trial = steps or budget.steps, Trial(budget.target)
+def train(
+    make: Make,
+    problem: str,
+    *,
+    lr: float,
+    seed: int,
+    device: str,
+    rows: int,
+    budget: tasks.Budget | None = None,
+) -> Trial:
+    """One run of a task, within its own budget or another, from one seed: weights, batches, the optimizer's draws."""
+    task, budget = tasks.load(problem, device), budget or tasks.TASKS[problem]
+    steps, trial = budget.steps, Trial(budget.target)
     model, batches, optimizer = started(make, task, lr, seed, device)
     clock = [time.perf_counter(), 0.0]  # when training last went on, and the seconds of it so far
 

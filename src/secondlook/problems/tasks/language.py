@@ -76,4 +76,4 @@ class CharLSTM(nn.Module):
 
 def lstm(device: str) -> Task:
     """An LSTM of 32 units on CPython's reference."""
-    return _task("pydoc", device, 24, 16, lambda v, g: CharLSTM(v, 32, g))
+    return _task("pydoc", device, 16, 16, lambda v, g: CharLSTM(v, 32, g))
