@@ -4,14 +4,12 @@ import json
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from secondlook.cli import app, main
-
-invoke = CliRunner().invoke
+from commands import at_home, output, refusal
 
 MODULE = """
 import torch
@@ -43,19 +41,10 @@ def broken():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the user's module in it; the module is forgotten afterwards."""
-    (tmp_path / "mynet.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    sys.modules.pop("mynet", None)
+    yield from at_home(tmp_path, monkeypatch, "mynet", MODULE)
 
 
-def run(*arguments):
-    done = invoke(app, ["spectrum", *arguments], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
+run = partial(output, "spectrum")
 
 
 def test_the_full_treatment(here):
@@ -102,13 +91,7 @@ def test_ways_to_say_the_same(here):
 def test_mistakes_get_one_plain_line(arguments, said, here, monkeypatch, capsys):
     if "--data" not in arguments:
         arguments = [*arguments, "--data", "mynet:points"]
-    monkeypatch.setattr(sys, "argv", ["secondlook", "spectrum", *arguments])
-    with pytest.raises(SystemExit) as exit:
-        main()
-    assert exit.value.code == 1
-    text = capsys.readouterr().err
-    assert said in text.replace("\n", " ")
-    assert "Traceback" not in text
+    assert said in refusal(monkeypatch, capsys, "spectrum", *arguments)
     assert not (here / "spectrum").exists()
 
 

@@ -12,12 +12,12 @@ from draws import seeded
 from secondlook.problems.training import cross_entropy
 
 
-def drawn(net: nn.Module, seed: int = 0) -> nn.Module:
-    """The network in float64, its parameters drawn from N(0, 1/4)."""
+def drawn(net: nn.Module, seed: int = 0, scale: float = 0.5) -> nn.Module:
+    """The network in float64, its parameters drawn from N(0, scale^2)."""
     net, g = net.double(), seeded(seed)
     with torch.no_grad():
         for p in net.parameters():
-            p.normal_(0, 0.5, generator=g)
+            p.normal_(0, scale, generator=g)
     return net
 
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,18 +12,16 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from draws import seeded
+from memory import grown
 from secondlook.curvature import HessianOperator, landscape, pack, unpack
 from secondlook.curvature.directions import normalised, random_directions
+from toys import drawn
 
 N, D, C = 48, 6, 3
 
 
-def filled(model, seed=1, scale=0.6):
-    generator = seeded(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(scale * torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    return model.double()
+def filled(model, seed=1):
+    return drawn(model, seed, scale=0.6)
 
 
 def points(n=N, seed=2, classes=C):
@@ -422,30 +418,10 @@ def test_more_bad_input():
         landscape(lambda x: x, "cross_entropy", points())
 
 
-MEASURE = """
-import re, sys, torch
-from pathlib import Path
-from torch import nn
-from secondlook.curvature import landscape
-torch.manual_seed(0)
-torch.set_num_threads(1)
-def peak():  # kB; getrusage would start at the parent's
-    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
-def net(w): return nn.Sequential(nn.Linear(64, w), nn.Tanh(), nn.Linear(w, w), nn.Tanh(), nn.Linear(w, 10))
-def run(model, n, **o):
-    x, y = torch.randn(n, 64), torch.randint(0, 10, (n,))
-    before = peak()
-    landscape(model, "cross_entropy", (x, y), directions="hessian", points=5, max_products=12, **o)
-    return (peak() - before) / 1e3
-run(net(8), 50)  # loads what is loaded late
-print(run(net(200), 4000, memory=float(sys.argv[1])))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize(("limit", "least"), [(6e7, 0), (2e9, 80)])
 def test_memory_stays_under_the_limit(limit, least):
     """55,000 parameters, 4,000 points: left alone, it takes more than 80 MB."""
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(limit)], capture_output=True, text=True, check=True)
-    assert least < float(done.stdout) < limit / 1e6
+    added = grown("landscape", limit, directions="hessian", points=5, max_products=12)
+    assert least < added < limit / 1e6

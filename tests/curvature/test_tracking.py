@@ -16,16 +16,13 @@ from secondlook.curvature import (
     eigsh,
     pack,
 )
+from toys import drawn
 
 N, D, C = 50, 6, 3
 
 
-def filled(model, seed=1, scale=0.5):
-    generator = seeded(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(scale * torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    return model.double()
+def filled(model, seed=1):
+    return drawn(model, seed, scale=0.5)
 
 
 def net(width=8, seed=1):

@@ -90,8 +90,9 @@ def _kernel_manager(sockets: Path) -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            # History in a file would be shared, and locked, between notebooks that run side by side.
-            quiet = ["--HistoryManager.enabled=False", "--IPKernelApp.log_level=40"]
+            # History in a file would be shared, and locked, between notebooks that run side by side; and a kernel that is
+            # told to go would print the interrupt as an error.
+            quiet = ["--HistoryManager.enabled=False", "--IPKernelApp.log_level=50"]
             return KernelSpec(
                 argv=command + quiet, display_name="Python 3", language="python", env={"OMP_NUM_THREADS": "1"}
             )
