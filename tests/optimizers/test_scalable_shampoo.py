@@ -12,6 +12,7 @@ from secondlook.optimizers import Shampoo
 from secondlook.optimizers.scalable_shampoo import blocks, inverse_pth_root, merged_shape
 from secondlook.optimizers.scalable_shampoo.kronecker import Problem, spread
 from secondlook.optimizers.scalable_shampoo.roots import largest_eigenvalue
+from secondlook.optimizers.scalable_shampoo.setting import steps_to
 
 
 def covariances(condition: float, count: int = 3, n: int = 24, seed: int = 0) -> torch.Tensor:
@@ -217,6 +218,38 @@ def test_matches_the_formula(shape, changed):
     options["weight_decay"], options["start_step"] = options.pop("decay"), options.pop("start")
     run([w], [[g] for g in grads], block_size=4, **options)
     np.testing.assert_allclose(w.detach().numpy(), expected, rtol=0, atol=2e-5)
+
+
+def test_groups_share_batches_and_keep_their_options():
+    """One shape in three groups that differ in all that the roots depend on, beside three optimizers."""
+    options = [{"beta2": 0.9, "eps": 1e-3}, {"stats_every": 2, "root_every": 2, "maximize": True}, {"exponent": 2}]
+    grads = [[normal(6, 5, seed=10 * s + i) for i in range(3)] for s in range(5)]
+    together, alone = ([normal(6, 5, seed=99).requires_grad_() for _ in range(3)] for _ in range(2))
+    groups = [{"params": [w], **own} for w, own in zip(together, options, strict=True)]
+    optimizer = Shampoo(groups, lr=0.1, block_size=4)
+    for step in grads:
+        for w, g in zip(together, step, strict=True):
+            w.grad = g.clone()
+        optimizer.step()
+    for i, (w, twin, own) in enumerate(zip(together, alone, options, strict=True)):
+        sign = -1 if own.pop("maximize", False) else 1
+        run([twin], [[sign * step[i]] for step in grads], block_size=4, **own)
+        torch.testing.assert_close(w, twin, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("arm", ["adam", "shampoo-2"])
+def test_autoencoders_side_by_side_train_as_alone(arm):
+    """One arrives early, one explodes, two go on to the limit: the others do not notice."""
+    x, lrs, seeds = torch.rand(40, 9, generator=seeded()), [0.02, 1e4, 1e-4, 0.01], [0, 1, 2, 0]
+    task = {"x": x, "sizes": [9, 4, 9], "limit": 30}
+    many = steps_to(0.1, arm, lrs, seeds, **task)
+    assert many[0][0] < 30
+    assert len(many[1][1]) < 31
+    assert len(many[2][1]) == 31
+    for found, lr, seed in zip(many, lrs, seeds, strict=True):
+        ((steps, losses),) = steps_to(0.1, arm, [lr], [seed], **task)
+        assert steps == found[0]
+        np.testing.assert_allclose(found[1], losses, rtol=1e-4)
 
 
 def test_stale_roots_are_those_of_the_last_refresh():

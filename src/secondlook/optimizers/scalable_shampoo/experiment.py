@@ -82,14 +82,17 @@ def kronecker(
         ends = tried[-1].log().mean(1).nan_to_num(math.inf, math.inf)
         needed = _first_below(tried, target).mean(1)
         best = {"final_loss": int(ends.argmin()), "steps_to_target": int(needed.argmin())}
-        path = problem.path(exactly(arm), [lrs[i] for i in best.values()], steps)
+        chosen = sorted(set(best.values()))
+        path = problem.path(exactly(arm), [lrs[i] for i in chosen], steps)
         for metric, i in best.items():
             run.record(f"lr_for_{metric}", lrs[i], method=arm, problem="kronecker")
+        lowest, fastest = (path[:, chosen.index(i)] for i in best.values())
+        needed = _first_below(fastest, target)
         for j, seed in enumerate(run.seeds):
             at = {"method": arm, "problem": "kronecker", "seed": seed}
-            run.record("final_loss", path[-1, 0, j], **at)
-            run.record_series("loss", [path[t, 0, j] for t in shown], steps=shown, **at)
-            run.record("steps_to_target", _first_below(path, target)[1, j], **at)
+            run.record("final_loss", lowest[-1, j], **at)
+            run.record_series("loss", lowest[shown, j].tolist(), steps=shown, **at)
+            run.record("steps_to_target", needed[j], **at)
 
 
 def _first_below(path: torch.Tensor, target: float) -> torch.Tensor:
@@ -105,11 +108,12 @@ def autoencoder(run: Run, *, sizes: list[int], target: float, limit: int, grids:
     setting = {"x": x, "sizes": sizes, "limit": limit}
     taken: dict[str, list[float]] = {}
     for arm, lrs in run.track(list(grids.items()), "optimizers"):
-        best = min(lrs, key=lambda lr, arm=arm: _tried(arm, lr, target, setting))
+        tried = steps_to(target, arm, lrs, [TUNING_SEED] * len(lrs), **setting)
+        best = min(zip(lrs, tried, strict=True), key=lambda one: one[1][0])[0]
         run.record("lr_for_steps_to_target", best, method=arm, problem="digits-autoencoder")
         for name in (arm, f"{arm}-copy") if arm == "nesterov" else (arm,):
-            for seed in run.seeds:
-                steps, losses = steps_to(target, name, best, seed, **setting)
+            found = steps_to(target, name, [best] * len(run.seeds), run.seeds, **setting)
+            for seed, (steps, losses) in zip(run.seeds, found, strict=True):
                 taken.setdefault(name, []).append(steps)
                 at = {"method": name, "problem": "digits-autoencoder", "seed": seed}
                 run.record("steps_to_target", steps, **at)
@@ -119,10 +123,6 @@ def autoencoder(run: Run, *, sizes: list[int], target: float, limit: int, grids:
         for i, seed in enumerate(run.seeds):
             speedup = min(taken[r][i] for r in rivals) / steps[i]
             run.record("speedup", speedup, method=arm, problem="digits-autoencoder", seed=seed)
-
-
-def _tried(arm: str, lr: float, target: float, setting: dict) -> float:
-    return steps_to(target, arm, lr, TUNING_SEED, **setting)[0]
 
 
 def images(

@@ -6,6 +6,7 @@ factors' inverse roots are refreshed rarely, and the length of the step comes fr
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,10 +95,17 @@ class Shampoo(Base):
         if options["graft"] not in GRAFTS:
             raise ValueError(f"graft must be one of {', '.join(GRAFTS)}, got {options['graft']!r}")
 
+    def _begin(self, closure: Callable[[], Any] | None) -> tuple[Any, list[Tensor]]:
+        """Also takes every state a step further and finds the P of all groups at once, for they share batches."""
+        loss, present = super()._begin(closure)
+        group_of = {p: group for group in self.param_groups for p in group["params"]}
+        self._directions = self._preconditioned([(group_of[p], self._state(group_of[p], p), p) for p in present])
+        return loss, present
+
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        states = [self._state(group, p) for p in params]
+        states = [self.state[p] for p in params]
         grafted = self._grafted(group["graft"], states, grads)
-        updates = self._preconditioned(group, states, grads)
+        updates = [self._directions.pop(p, g) for p, g in zip(params, grads, strict=True)]
         if group["graft"] != "none":
             lengths = torch._foreach_norm(grafted)
             own = torch._foreach_norm(updates)
@@ -139,50 +147,55 @@ class Shampoo(Base):
         torch._foreach_add_(root, ADAGRAD_EPS)
         return list(torch._foreach_div(grads, root))
 
-    def _preconditioned(self, group: dict[str, Any], states: list[dict[str, Any]], grads: list[Tensor]) -> list[Tensor]:
-        """P of every tensor; blocks of one shape, whichever tensor they are of, go through in one batch."""
-        updates, alike = list(grads), defaultdict(list)
-        for i, (state, grad) in enumerate(zip(states, grads, strict=True)):
+    def _preconditioned(self, factored: list[tuple[dict[str, Any], dict[str, Any], Tensor]]) -> dict[Tensor, Tensor]:
+        """P of every tensor with factors, from groups, states and parameters.
+
+        Blocks of one shape, whichever tensor and group they are of, go through in one batch.
+        """
+        directions, alike = {}, defaultdict(list)
+        for group, state, p in factored:
             if "factors" not in state:
                 continue
-            updates[i] = torch.empty_like(grad, memory_format=torch.contiguous_format)
-            tiles, holes = blocks(grad, group["block_size"]), blocks(updates[i], group["block_size"])
+            directions[p] = torch.empty_like(p, memory_format=torch.contiguous_format)
+            grad = -p.grad if group["maximize"] else p.grad
+            tiles, holes = blocks(grad, group["block_size"]), blocks(directions[p], group["block_size"])
             for j, (tile, hole) in enumerate(zip(tiles, holes, strict=True)):
                 mine = slice(j * tile.ndim, (j + 1) * tile.ndim)  # the block's factors and roots
-                alike[tile.shape, tile.dtype, tile.device].append((state, mine, tile, hole))
+                alike[tile.shape, tile.dtype, tile.device].append((group, state, mine, tile, hole))
         for members in alike.values():
-            self._observe(group, members)
-        self._refresh(group, states)
+            self._observe(members)
+        self._refresh([(group, state) for group, state, _ in factored])
         for members in alike.values():
-            found = torch.stack([tile for _, _, tile, _ in members])
+            found = torch.stack([tile for *_, tile, _ in members])
             for axis in range(found.ndim - 1):  # each turn multiplies the first axis and puts it last
-                root = torch.stack([state["roots"][place][axis] for state, place, _, _ in members])
+                root = torch.stack([state["roots"][place][axis] for _, state, place, *_ in members])
                 found = (found.flatten(2).mT @ root).view(len(members), *found.shape[2:], found.shape[1])
-            torch._foreach_copy_([hole for _, _, _, hole in members], list(found.unbind()))
-        return updates
+            torch._foreach_copy_([hole for *_, hole in members], list(found.unbind()))
+        return directions
 
     @staticmethod
-    def _observe(group: dict[str, Any], members: list[tuple]) -> None:
+    def _observe(members: list[tuple]) -> None:
         """Add the blocks' covariances along every axis to their factors."""
-        members = [m for m in members if m[0]["step"] % group["stats_every"] == 0]
+        members = [m for m in members if m[1]["step"] % m[0]["stats_every"] == 0]
         if not members:
             return
-        tiles, beta2 = torch.stack([tile for _, _, tile, _ in members]), group["beta2"]
+        tiles = torch.stack([tile for *_, tile, _ in members])
         for axis in range(tiles.ndim - 1):
             unfolded = tiles.movedim(axis + 1, 1).flatten(2)
-            factors = [state["factors"][place][axis] for state, place, _, _ in members]
-            torch._foreach_mul_(factors, beta2)
-            torch._foreach_add_(factors, list((unfolded @ unfolded.mT).unbind()), alpha=1 if beta2 == 1 else 1 - beta2)
+            factors = [state["factors"][place][axis] for _, state, place, *_ in members]
+            torch._foreach_mul_(factors, [float(group["beta2"]) for group, *_ in members])
+            weights = [1.0 if group["beta2"] == 1 else 1 - group["beta2"] for group, *_ in members]
+            torch._foreach_add_(factors, torch._foreach_mul((unfolded @ unfolded.mT).unbind(), weights))
 
     @staticmethod
-    def _refresh(group: dict[str, Any], states: list[dict[str, Any]]) -> None:
-        """Recompute the roots that are due, all factors of one size and power together."""
+    def _refresh(owners: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        """Recompute the roots that are due, all factors of one size, power and ridge together."""
         alike = defaultdict(list)
-        for state in states:
+        for group, state in owners:
             if "factors" in state and state["step"] % group["root_every"] == 0:
                 p = group["exponent"] or 2 * state["axes"]
                 for root, factor in zip(state["roots"], state["factors"], strict=True):
-                    alike[factor.shape, factor.dtype, factor.device, p].append((root, factor))
-        for (*_, p), members in alike.items():
-            found, _ = inverse_pth_root(torch.stack([factor for _, factor in members]), p, group["eps"])
+                    alike[factor.shape, factor.dtype, factor.device, p, group["eps"]].append((root, factor))
+        for (*_, p, eps), members in alike.items():
+            found, _ = inverse_pth_root(torch.stack([factor for _, factor in members]), p, eps)
             torch._foreach_copy_([root for root, _ in members], list(found.unbind()))

@@ -1,5 +1,6 @@
 """Inverse p-th roots of positive semidefinite matrices by the coupled Newton iteration, in batches."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,15 +64,15 @@ def inverse_pth_root(
     error = (M - eye).abs().amax((1, 2))
     rounds = torch.zeros_like(error, dtype=torch.long)
     running, near = error >= tol, error < guard
+    start = (1 + 1 / p) * eye
     for _ in range(max_iter):
         if not running.any():
             break
-        T = (1 + 1 / p) * eye - M / p
-        new_X, new_M = X @ T, torch.matrix_power(T, p) @ M
-        new_error = (new_M - eye).abs().amax((1, 2))
-        running = running & ~(near & (new_error > 1.2 * error)) & new_error.isfinite()
-        keep = running[:, None, None]
-        X, M = torch.where(keep, new_X, X), torch.where(keep, new_M, M)
+        T = torch.sub(start, M, alpha=1 / p)
+        new_X, M = X @ T, torch.matrix_power(T, p) @ M  # M of a matrix that has stopped is not looked at again
+        new_error = (M - eye).abs().amax((1, 2))
+        running = running & ~(near & (new_error > 1.2 * error)) & (new_error < math.inf)
+        X = torch.where(running[:, None, None], new_X, X)
         error, rounds = torch.where(running, new_error, error), rounds + running
         running, near = running & (error >= tol), near | (error < guard)
     X = X * largest ** (-1 / p)

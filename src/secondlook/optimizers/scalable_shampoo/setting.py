@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -49,30 +50,48 @@ exactly = partial(maker, eps=EPS)  # for problems in float64
 
 
 def autoencoder(sizes: Sequence[int], seed: int) -> nn.Sequential:
-    """Layers of `sizes` with tanh between."""
-    return mlp(sizes, nn.Tanh, torch.Generator().manual_seed(seed))
+    """Linear layers of `sizes` with tanh between."""
+    return mlp(sizes, nn.Tanh, torch.Generator().manual_seed(seed))[1:]  # rows need no flattening
+
+
+def side_by_side(models: Sequence[nn.Sequential], x: Tensor) -> Tensor:
+    """Outputs [models, rows, out] of networks of one shape at the same `x` [rows, in], all in one batch."""
+    h = x.expand(len(models), *x.shape)
+    for same in zip(*models, strict=True):
+        if isinstance(same[0], nn.Linear):
+            weight, bias = torch.stack([layer.weight for layer in same]), torch.stack([layer.bias for layer in same])
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
+        else:
+            h = same[0](h)
+    return h
 
 
 def steps_to(
-    target: float, arm: str, lr: float, seed: int, *, x: Tensor, sizes: Sequence[int], limit: int
-) -> tuple[float, list[float]]:
+    target: float, arm: str, lrs: Sequence[float], seeds: Sequence[int], *, x: Tensor, sizes: Sequence[int], limit: int
+) -> list[tuple[float, list[float]]]:
     """Full-batch steps until an autoencoder's mean squared error is at `target`, and the losses on the way.
 
-    Steps are infinite where `limit` does not do.
+    One run for each pair of a rate and a seed. Steps are infinite where `limit` does not do.
     """
-    model = autoencoder(sizes, first_stream(arm, seed, 1)).to(x.device)
-    optimizer, losses = maker(arm)(model.parameters(), lr=lr), []
+    models = [autoencoder(sizes, first_stream(arm, seed, 1)).to(x.device) for seed in seeds]
+    of_rate = defaultdict(list)
+    for lr, model in zip(lrs, models, strict=True):
+        of_rate[lr] += model.parameters()
+    optimizer = maker(arm)([{"params": params, "lr": lr} for lr, params in of_rate.items()], lr=lrs[0])
+    runs, steps, losses = list(range(len(models))), [math.inf] * len(models), [[] for _ in models]
     for step in range(limit + 1):
-        optimizer.zero_grad()
-        loss = F.mse_loss(model(x), x)
-        losses.append(loss.item())
-        if losses[-1] <= target:
-            return step, losses
-        if not losses[-1] < 10 * losses[0]:
+        optimizer.zero_grad()  # runs that have ended get no gradients any more, and rest
+        outputs = side_by_side([models[i] for i in runs], x)
+        loss = F.mse_loss(outputs, x.expand_as(outputs), reduction="none").mean((1, 2))
+        for i, value in zip(runs, loss.tolist(), strict=True):
+            losses[i].append(value)
+            steps[i] = step if value <= target else math.inf
+        runs = [i for i in runs if steps[i] == math.inf and losses[i][-1] < 10 * losses[i][0]]
+        if not runs:
             break
-        loss.backward()
+        loss.sum().backward()
         optimizer.step()
-    return math.inf, losses
+    return list(zip(steps, losses, strict=True))
 
 
 def train_images(
