@@ -9,7 +9,7 @@ from draws import seeded
 from secondlook.optimizers import INNAprop
 from secondlook.optimizers.innaprop import euler_step, inna_flow
 from secondlook.optimizers.innaprop.experiment import euler, start, tuned, turns, valley
-from secondlook.optimizers.innaprop.setting import PROBLEMS, optimizer, train, vgg11
+from secondlook.optimizers.innaprop.setting import PROBLEMS, optimizer, train, train_seeds, train_together, vgg11
 
 PAIRS = [(0.1, 0.9), (1.0, 1.0), (2.0, 2.0), (0.5, 0.1), (0.0, 0.7)]
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
@@ -219,8 +219,8 @@ def test_turns_are_counted_on_every_coordinate_and_tremor_is_not():
 
 def test_a_path_from_rest_leaves_with_velocity_minus_beta_gradient():
     x0 = torch.from_numpy(np.stack([start(0), start(1)]))
-    path = euler(x0, 1 - 0.5 * 0.9, 0.5, 0.9, 1e-6, 1e-6, 1)
-    torch.testing.assert_close((path[0] - x0) / 1e-6, -0.9 * torch.stack(valley(*x0.T), 1), rtol=1e-8, atol=1e-8)
+    path = euler(x0, [1 - 0.5 * 0.9, 0.0], 0.5, 0.9, 1e-6, 1e-6, 1)
+    torch.testing.assert_close((path[0, 0] - x0) / 1e-6, -0.9 * torch.stack(valley(*x0.T), 1), rtol=1e-8, atol=1e-8)
 
 
 def test_arms_are_what_they_are_called():
@@ -241,6 +241,26 @@ def test_a_copy_starts_elsewhere_and_the_arms_together():
     a, copy, b = (train(arm, 1e-9, 0, **recipe).rows[0]["loss"] for arm in ("adamw", "adamw-copy", "innaprop-1-1"))
     assert a == pytest.approx(b, rel=1e-5)
     assert abs(a - copy) > 1e-3
+
+
+@pytest.mark.parametrize("arm", ["adamw", "adamw-copy", "innaprop-0.1-0.9"])
+def test_seeds_side_by_side_are_those_of_each_alone(arm):
+    problem = PROBLEMS["digits-mlp"]
+    recipe = {"problem": problem, "data": problem.load("cpu"), "epochs": 3, "batch_size": 64, "weight_decay": 0.1}
+    together = train_together(arm, 0.03, (0, 1, 2), **recipe, every=1)
+    for seed, found in enumerate(together):
+        alone = train(arm, 0.03, seed, **recipe, every=1)
+        assert found.steps == alone.steps
+        for name in ("train_accuracy", "test_accuracy"):
+            assert found.column(name) == alone.column(name)
+    assert together[0].rows != together[1].rows
+
+
+def test_one_that_diverges_leaves_the_others_alone():
+    problem = PROBLEMS["digits-mlp"]
+    recipe = {"problem": problem, "data": problem.load("cpu"), "epochs": 1, "batch_size": 64, "weight_decay": 0.0}
+    assert train_together("adamw", float("inf"), (0, 1), **recipe, every=1) is None
+    assert [h.diverged for h in train_seeds("adamw", float("inf"), (0, 1), **recipe, every=1)] == [True, True]
 
 
 def test_tuning_takes_the_best_sum_and_one_choice_needs_none():

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from secondlook.optimizers.innaprop.flow import inna_flow
 from secondlook.optimizers.innaprop.method import euler_step
-from secondlook.optimizers.innaprop.setting import PROBLEMS, train, train_gpt
+from secondlook.optimizers.innaprop.setting import PROBLEMS, train, train_gpt, train_seeds
 from secondlook.problems import datasets
 from secondlook.problems.pairing import COPY
 from secondlook.problems.training import History
 from secondlook.problems.tuning import TUNING_SEED
 from secondlook.suite.runner import Run
+
+T = TypeVar("T")
 
 
 def valley(x: Any, y: Any) -> tuple[Any, Any]:
@@ -26,18 +28,28 @@ def valley(x: Any, y: Any) -> tuple[Any, Any]:
     return 2 * (x - 1) - 40 * x * (y - x**2), 20 * (y - x**2)
 
 
+def downhill(x: np.ndarray) -> tuple[float, float]:
+    """The valley's gradient at x `[2]`; Python's own numbers are several times faster here."""
+    return valley(*x.tolist())
+
+
 def start(seed: int) -> np.ndarray:
     """A point of the square of side 2.4 around the origin."""
     return 2.4 * np.random.default_rng(seed).random(2) - 1.2
 
 
-def euler(x0: Tensor, rest: float, alpha: float, beta: float, lr: float, time: float, looks: int) -> Tensor:
-    """Euler steps in the valley from starts `[seeds, 2]` and psi = `rest` x0: `[looks, seeds, 2]`, evenly in time."""
-    x, psi, path = [x0.clone()], [rest * x0], []
+def euler(x0: Tensor, rest: Sequence[float], alpha: float, beta: float, lr: float, time: float, looks: int) -> Tensor:
+    """Euler steps in the valley from starts `[seeds, 2]`, evenly in time: `[looks, rest, seeds, 2]`.
+
+    psi starts at each `rest` times x0.
+    """
+    x = torch.stack([x0] * len(rest)).movedim(-1, 0).contiguous()  # both coordinates apart
+    psi = x * torch.tensor(rest, dtype=x.dtype)[:, None]
+    path = []
     for _ in range(looks):
         for _ in range(round(time / lr / looks)):
-            euler_step(x, psi, [torch.stack(valley(*x[0].T), 1)], lr, alpha, beta)
-        path.append(x[0].clone())
+            euler_step([x], [psi], [torch.stack(valley(*x))], lr, alpha, beta)
+        path.append(x.movedim(0, -1).clone())
     return torch.stack(path)
 
 
@@ -64,13 +76,14 @@ def flow(
     starts = np.stack([start(seed) for seed in run.seeds])
     for pair in run.track(pairs, "pairs"):
         a, b = map(float, pair.split("-"))
-        exact = np.stack([inna_flow(lambda x: valley(*x), x0, a, b, (0, time))(times)[:2].T for x0 in starts], 1)
+        exact = np.stack([inna_flow(downhill, x0, a, b, (0, time))(times)[:2].T for x0 in starts], 1)
         trace = partial(run.record_series, problem="valley", seed=run.seeds[0], steps=times)
         for axis, name in enumerate(("x", "y")):
             trace(name, exact[:, 0, axis], method=f"flow-{pair}")
         psi = {"rest": 1 - a * b} | ({"psi-zero": 0.0} if a * b != 1 else {})
-        for lr, (method, rest) in itertools.product(steps, psi.items()):
-            path = euler(torch.from_numpy(starts), rest, a, b, lr, time, looks).numpy()
+        paths = {lr: euler(torch.from_numpy(starts), [*psi.values()], a, b, lr, time, looks).numpy() for lr in steps}
+        for lr, (m, method) in itertools.product(steps, enumerate(psi)):
+            path = paths[lr][:, m]
             if lr == steps[0] and method == "rest":
                 for axis, name in enumerate(("x", "y")):
                     trace(name, path[:, 0, axis], method=f"euler-{pair}")
@@ -80,17 +93,15 @@ def flow(
     fine = np.linspace(0, long, 2000)
     for seed, (method, shift) in itertools.product(run.seeds, (("flow", 0), ("flow-copy", COPY))):
         for beta in betas if method == "flow" else betas[:1]:
-            path = inna_flow(lambda x: valley(*x), start(seed + shift), alpha, beta, (0, long), tolerance=1e-7)(fine)[
-                :2
-            ]
-            at("turns", turns(path), method=method, seed=seed, step=beta)
+            path = inna_flow(downhill, start(seed + shift), alpha, beta, (0, long), tolerance=1e-7)(fine)
+            at("turns", turns(path[:2]), method=method, seed=seed, step=beta)
 
 
-def prepared(run: Run, problem: str, width: int | None, **settings: Any) -> Callable[..., History]:
-    """`train` with all but arm, learning rate and seed settled; `width` is for networks that have one."""
+def prepared(run: Run, go: Callable[..., T], problem: str, width: int | None, **settings: Any) -> Callable[..., T]:
+    """`go`, of `train`'s kind, with all but arm, learning rate and seed settled; `width` is for networks with one."""
     setting = PROBLEMS[problem]
     setting = replace(setting, model=partial(setting.model, width=width)) if width else setting
-    return partial(train, problem=setting, data=setting.load(run.device), **settings)
+    return partial(go, problem=setting, data=setting.load(run.device), **settings)
 
 
 def report(run: Run, history: History, arm: str, problem: str, seed: int, every: int) -> None:
@@ -125,7 +136,8 @@ def accuracy(
     width: int | None = None,
 ) -> None:
     """All arms at AdamW's learning rate, which is tuned on validation images; INNAprop also at its own (`-tuned`)."""
-    recipe = prepared(run, problem, width, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay)
+    settings = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay}
+    recipe, together = (prepared(run, go, problem, width, **settings) for go in (train, train_seeds))
 
     def score(arm: str, lr: float, seed: int) -> tuple[float, float]:
         h = recipe(arm, lr, seed)
@@ -134,12 +146,14 @@ def accuracy(
     own = {arm: tuned(lrs[arm], tuning_seeds, partial(score, arm)) for arm in run.track(lrs, "tuning")}
     for arm, lr in own.items():
         run.record("tuned_lr", lr, method=arm, problem=problem)
-    for arm, seed in run.track(list(itertools.product([*lrs, "adamw-copy"], run.seeds)), "runs"):
-        shared = recipe(arm, own["adamw"], seed, every=early)
-        report(run, shared, arm, problem, seed, early)
+    for arm in run.track([*lrs, "adamw-copy"], "arms"):
+        shared = together(arm, own["adamw"], run.seeds, every=early)
+        for seed, history in zip(run.seeds, shared, strict=True):
+            report(run, history, arm, problem, seed, early)
         if arm.startswith("innaprop"):
-            history = shared if own[arm] == own["adamw"] else recipe(arm, own[arm], seed, every=early)
-            report(run, history, f"{arm}-tuned", problem, seed, early)
+            alone = shared if own[arm] == own["adamw"] else together(arm, own[arm], run.seeds, every=early)
+            for seed, history in zip(run.seeds, alone, strict=True):
+                report(run, history, f"{arm}-tuned", problem, seed, early)
 
 
 def dampings(
@@ -156,7 +170,7 @@ def dampings(
     width: int | None = None,
 ) -> None:
     """Early training accuracy and final test accuracy over a grid of both dampings; the step column holds beta."""
-    recipe = prepared(run, problem, width, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay)
+    recipe = prepared(run, train, problem, width, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay)
     for alpha, beta in run.track(list(itertools.product(alphas, betas)), "pairs"):
         for seed in run.seeds:
             h = recipe(f"innaprop-{alpha:g}-{beta:g}", lr, seed, every=early)

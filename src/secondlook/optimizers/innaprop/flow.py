@@ -40,7 +40,7 @@ def inna_flow(
     x0 = np.asarray(x0, dtype=float)
 
     def velocity(_: float, state: np.ndarray) -> np.ndarray:
-        x, psi = np.split(state, 2)
+        x, psi = state[: x0.size], state[x0.size :]
         drift = ((1 - alpha * beta) * x - psi) / beta
         return np.concatenate([drift - beta * np.asarray(grad(x)), drift])
 
