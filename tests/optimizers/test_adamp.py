@@ -1,5 +1,6 @@
 """SGDP and AdamP against closed forms, the norm identity, dense projections and an independent implementation."""
 
+import copy
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from secondlook.optimizers import SGDP, AdamP
 from secondlook.optimizers.adamp import effective_step, predicted_norm_sq, project
 from secondlook.optimizers.adamp.circle import descend, settled, starts
 from secondlook.optimizers.adamp.setting import PROBLEMS, Watch, hidden, optimizer, train, train_gpt
+from secondlook.optimizers.adamp.side_by_side import SideBySide, cross_entropies
 from secondlook.problems import datasets
 from secondlook.problems.datasets import Dataset, Split
 
@@ -310,21 +312,53 @@ def test_settled_counts_to_the_last_large_angle():
     assert settled(angles, 0.5).tolist() == [4.0, 4.0, 1.0]
 
 
+def batch_of(n, seed=0):
+    g = seeded(seed)
+    return torch.randn(n, 16, 1, 8, 8, generator=g), torch.randint(0, 10, (n, 16), generator=g)
+
+
 def test_watch_measures_norms_steps_and_invariance():
-    model = PROBLEMS["digits-mlp-bn"].model(generator=seeded())
-    assert [tuple(w.shape) for w in hidden(model)] == [(32, 64), (32, 32)]
-    opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    watch = Watch(model, opt)
-    before = [w.detach().clone() for w in hidden(model)]
-    x, y = torch.randn(16, 1, 8, 8, generator=seeded()), torch.randint(0, 10, (16,), generator=seeded())
-    nn.functional.cross_entropy(model(x), y).backward()
-    opt.step()
+    models = [PROBLEMS["digits-mlp-bn"].model(generator=seeded(s)) for s in (0, 1)]
+    before = [[w.detach().clone() for w in hidden(model)] for model in models]
+    assert [tuple(w.shape) for w in before[0]] == [(32, 64), (32, 32)]
+    nets = SideBySide(models)
+    watch = Watch(nets)
+    x, y = batch_of(2)
+    nets.set_gradients(cross_entropies(nets(x), y))
+    watch.before()
+    for lr, part in zip((0.1, 0.2), nets.parts, strict=True):
+        torch.optim.SGD(part, lr).step()
+    watch.after()
     seen = watch.read()
-    assert seen["looks_invariant"] == 100
-    moved = [effective_step(a, b) for a, b in zip(before, hidden(model), strict=True)]
-    torch.testing.assert_close(seen["effective_step"], torch.cat(moved).mean())
+    assert seen["looks_invariant"].tolist() == [100, 100]
+    for i, old in enumerate(before):
+        moved = [effective_step(a, w[i].detach()) for a, w in zip(old, watch.weights, strict=True)]
+        torch.testing.assert_close(seen["effective_step"][i], torch.cat(moved).mean())
     # one tangent step: the squared norm grows by the squared length of the step
-    torch.testing.assert_close(watch.growth, watch.travelled.sum(), rtol=1e-2, atol=1e-5)
+    torch.testing.assert_close(watch.growth, watch.travelled.sum(1), rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["sgd-nesterov", "sgdp-released", "adamp"])
+def test_networks_side_by_side_train_as_each_alone(arm):
+    """In float64; batch norm's running averages included, which evaluation mode reads. One may blow up alone."""
+    models = [PROBLEMS["digits-mlp-bn"].model(generator=seeded(s)).double() for s in (0, 1, 2)]
+    nets, lrs, broken = SideBySide(copy.deepcopy(models)), (0.01, 0.03, 0.01), 2
+    opts = [optimizer(arm, part, lr, 0.1) for lr, part in zip(lrs, nets.parts, strict=True)]
+    alone = [optimizer(arm, list(m.parameters()), lr, 0.1) for lr, m in zip(lrs, models, strict=True)]
+    for step in range(6):
+        x, y = batch_of(3, step)
+        x = x.double()
+        x[broken] *= math.nan if step == 3 else 1
+        nets.set_gradients(cross_entropies(nets(x), y))
+        for i, (model, opt) in enumerate(zip(models, alone, strict=True)):
+            opt.zero_grad()
+            nn.functional.cross_entropy(model(x[i]), y[i]).backward()
+            opt.step()
+            opts[i].step()
+    assert nets.finite().tolist() == [True, True, False]
+    images = batch_of(1, 9)[0][0].double()
+    for i in (0, 1):
+        torch.testing.assert_close(nets.scores(images)[i], models[i].eval()(images), rtol=1e-9, atol=1e-9)
 
 
 def test_matched_sgd_reaches_as_far_as_momentum():
@@ -351,11 +385,19 @@ def test_every_problem_trains_and_copies_start_elsewhere(name):
     part = Split(torch.randn(8, *shape, generator=g), torch.randint(0, 10, (8,), generator=g))
     data = Dataset("random", part, part, part, classes=10)
     recipe = {"problem": PROBLEMS[name], "data": data, "epochs": 1, "batch_size": 4}
-    ends = [train(arm, 0.01, 0.0, 0, **recipe)[0].last("val_loss") for arm in ("adamp", "adamp", "adamp-copy")]
+    ends = [train(arm, [(0.01, 0.0, 0)], **recipe)[0][-1]["val_loss"] for arm in ("adamp", "adamp", "adamp-copy")]
     assert ends[0] == ends[1] != ends[2]
-    h, watch = train("sgdp", 0.01, 0.0, 0, watched=True, **recipe)
-    assert len(h.rows) == 1
-    assert watch.travelled.sum() > 0
+    rows, watch = train("sgdp", [(0.01, 0.0, 0), (0.1, 0.0, 0)], watched=True, **recipe)
+    assert len(rows) == 1
+    assert 0 < watch.travelled[0].sum() < watch.travelled[1].sum()
+
+
+def test_only_a_run_that_diverges_is_lost():
+    part = Split(torch.randn(8, 1, 8, 8, generator=seeded()), torch.arange(8))
+    recipe = {"problem": PROBLEMS["digits-mlp-plain"], "data": Dataset("random", part, part, part, classes=10)}
+    rows, _ = train("sgd", [(0.1, 0.0, 0), (1e9, 0.0, 0)], epochs=5, batch_size=4, **recipe)
+    assert rows[-1]["val_loss"].isnan().tolist() == [False, True]
+    assert rows[-1]["test_accuracy"].isnan().tolist() == [False, True]
 
 
 def test_weight_norm_reaches_every_layer_of_the_transformer():

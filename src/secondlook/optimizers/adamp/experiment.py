@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,24 @@ from torch.optim import Optimizer
 
 from secondlook.optimizers.adamp.circle import descend, settled, starts
 from secondlook.optimizers.adamp.method import predicted_norm_sq
-from secondlook.optimizers.adamp.setting import MOMENTUM, PROBLEMS, hidden, optimizer, row_norms_sq, train, train_gpt
+from secondlook.optimizers.adamp.setting import (
+    MOMENTUM,
+    PROBLEMS,
+    Job,
+    hidden,
+    optimizer,
+    row_norms_sq,
+    train,
+    train_gpt,
+)
 from secondlook.problems import datasets
 from secondlook.problems.models import resnet20
 from secondlook.problems.training import cross_entropy, minibatches
 from secondlook.problems.tuning import TUNING_SEED
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
+
+T = TypeVar("T")
 
 
 def identity(run: Run, *, steps: int, batch_size: int, lr: float) -> None:
@@ -100,31 +112,43 @@ def _grid(starts: Tensor, lrs: Tensor, momenta: Sequence[float]) -> tuple[Tensor
     return tuple(values.flatten() for values in grid)
 
 
-def norms(run: Run, *, arms: dict[str, list[str]], epochs: int, batch_size: int, lrs: dict[str, float]) -> None:
-    """Norms, effective steps and accuracy without weight decay, at one learning rate for each kind of optimizer."""
+def norms(
+    run: Run, *, arms: dict[str, list[str]], epochs: int, batch_size: int, lrs: dict[str, float], abreast: int = 1
+) -> None:
+    """Norms, effective steps and accuracy without weight decay, at one learning rate for each kind of optimizer.
+
+    `abreast` runs share a batched pass, which small networks gain from.
+    """
     for name in arms:
         data = PROBLEMS[name].load(run.device)
         recipe = partial(train, problem=PROBLEMS[name], data=data, epochs=epochs, batch_size=batch_size, watched=True)
-        for arm, seed in run.track(list(itertools.product(arms[name], run.seeds)), f"runs on {name}"):
-            h, watch = recipe(arm, lrs["adam" if arm.startswith("adam") else "sgd"], 0.0, seed)
-            keep = {"method": arm, "problem": name, "seed": seed}
-            for metric in ("weight_norm", "effective_step", "looks_invariant", "test_accuracy"):
-                run.record_series(metric, h.column(metric), steps=range(1, len(h.rows) + 1), **keep)
-            run.record("norm_growth", watch.growth, **keep)
-            run.record("growth_factor", watch.growth / watch.travelled.sum(), **keep)
+        for arm, seeds in run.track(list(itertools.product(arms[name], turns(run.seeds, abreast))), f"arms on {name}"):
+            lr = lrs["adam" if arm.startswith("adam") else "sgd"]
+            rows, watch = recipe(arm, [(lr, 0.0, seed) for seed in seeds])
+            for i, seed in enumerate(seeds):
+                keep = {"method": arm, "problem": name, "seed": seed}
+                for metric in ("weight_norm", "effective_step", "looks_invariant", "test_accuracy"):
+                    run.record_series(metric, [row[metric][i] for row in rows], steps=range(1, len(rows) + 1), **keep)
+                run.record("norm_growth", watch.growth[i], **keep)
+                run.record("growth_factor", watch.growth[i] / watch.travelled[i].sum(), **keep)
 
 
-Score = Callable[[str, float, float, int], tuple[float, ...]]  # of (arm, lr, decay, seed); the larger the better
+def turns(jobs: Sequence[T], abreast: int) -> list[Sequence[T]]:
+    """The jobs in turns of at most `abreast`, which are run side by side."""
+    return [jobs[i : i + abreast] for i in range(0, len(jobs), abreast)]
 
 
-def tuned(arm: str, lrs: Sequence[float], decays: Sequence[float], seeds: int, score: Score) -> tuple[float, float]:
+Scores = Callable[[str, list[Job]], list[tuple[float, ...]]]  # of an arm's jobs; the larger the better
+
+
+def tuned(arm: str, lrs: Sequence[float], decays: Sequence[float], seeds: int, scores: Scores) -> tuple[float, float]:
     """The learning rate and weight decay with the best summed score over the tuning seeds."""
     grid = list(itertools.product(lrs, decays))
-
-    def total(pair: tuple[float, float]) -> tuple[float, ...]:
-        return tuple(map(sum, zip(*(score(arm, *pair, TUNING_SEED + s) for s in range(seeds)), strict=True)))
-
-    return grid[0] if len(grid) == 1 else max(grid, key=total)
+    if len(grid) == 1:
+        return grid[0]
+    found = scores(arm, [(*pair, TUNING_SEED + s) for pair in grid for s in range(seeds)])
+    totals = [tuple(map(sum, zip(*own, strict=True))) for own in turns(found, seeds)]
+    return grid[totals.index(max(totals))]
 
 
 def accuracy(
@@ -136,24 +160,31 @@ def accuracy(
     lrs: dict[str, list[float]],
     decays: dict[str, list[float]],
     tuning_seeds: int,
+    abreast: int = 1,
 ) -> None:
     """Final test accuracy, learning rate and weight decay of every arm tuned together on validation images."""
     for name in problems:
         data = PROBLEMS[name].load(run.device)
         recipe = partial(train, problem=PROBLEMS[name], data=data, epochs=epochs, batch_size=batch_size)
 
-        def score(*setting: object, recipe: Callable = recipe) -> tuple[float, float]:
-            h, _ = recipe(*setting)
-            return (-math.inf, -math.inf) if h.diverged else (h.last("val_accuracy"), -h.last("val_loss"))
+        def ends(arm: str, jobs: list[Job], recipe: Callable = recipe) -> dict[str, Tensor]:
+            last = [recipe(arm, some)[0][-1] for some in turns(jobs, abreast)]
+            return {name: torch.cat([row[name] for row in last]) for name in last[0]}
+
+        def scores(arm: str, jobs: list[Job], ends: Callable = ends) -> list[tuple[float, ...]]:
+            found = ends(arm, jobs)
+            both = torch.stack([found["val_accuracy"], -found["val_loss"]], 1)
+            return [tuple(score) for score in both.nan_to_num(nan=-math.inf).tolist()]
 
         for arm in run.track(lrs, f"arms on {name}"):
-            lr, decay = tuned(arm, lrs[arm], decays[arm], tuning_seeds, score)
+            lr, decay = tuned(arm, lrs[arm], decays[arm], tuning_seeds, scores)
             run.record("tuned_lr", lr, method=arm, problem=name)
             run.record("tuned_decay", decay, method=arm, problem=name)
             copies = [arm + "-copy"] if arm in ("sgd-nesterov", "adamw") else []
-            for run_arm, seed in itertools.product([arm, *copies], run.seeds):
-                end = recipe(run_arm, lr, decay, seed)[0].last("test_accuracy")
-                run.record("final_accuracy", end, method=run_arm, problem=name, seed=seed)
+            for run_arm in (arm, *copies):
+                found = ends(run_arm, [(lr, decay, seed) for seed in run.seeds])["test_accuracy"]
+                for seed, end in zip(run.seeds, found, strict=True):
+                    run.record("final_accuracy", end, method=run_arm, problem=name, seed=seed)
 
 
 def language(
@@ -174,7 +205,13 @@ def language(
         go = partial(recipe, normalised=problem.endswith("-wn"))
         ends: dict[tuple[str, int], float] = {}
         for arm in run.track(lrs, f"arms on {problem}"):
-            lr, decay = tuned(arm, lrs[arm], decays, tuning_seeds, lambda *s, go=go: (-go(*s, part="val"),))
+            lr, decay = tuned(
+                arm,
+                lrs[arm],
+                decays,
+                tuning_seeds,
+                lambda arm, jobs, go=go: [(-go(arm, *job, part="val"),) for job in jobs],
+            )
             run.record("tuned_lr", lr, method=arm, problem=problem)
             run.record("tuned_decay", decay, method=arm, problem=problem)
             copies = [arm + "-copy"] if arm == "adamw" else []

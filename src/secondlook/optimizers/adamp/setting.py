@@ -10,26 +10,27 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.optim import Optimizer
 
 from secondlook.optimizers.adamp.method import SGDP, AdamP, effective_step, project
+from secondlook.optimizers.adamp.side_by_side import SideBySide, cross_entropies
 from secondlook.problems.augment import crop_and_flip
-from secondlook.problems.datasets import Corpus, Dataset
+from secondlook.problems.datasets import Corpus, Dataset, Split
 from secondlook.problems.images import ImageProblem
 from secondlook.problems.language import LanguageProblem
 from secondlook.problems.models import resnet20
 from secondlook.problems.models.initial import initialised
 from secondlook.problems.pairing import streams
-from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit, minibatches
+from secondlook.problems.training import EXPLOSION, cosine, fit, minibatches
 from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity
 
 MOMENTUM = 0.9
 
-ARMS: dict[str, Callable[..., Optimizer]] = {  # called with (params, lr, weight_decay=...)
-    "sgd": torch.optim.SGD,
-    "sgd-momentum": partial(torch.optim.SGD, momentum=MOMENTUM),
-    "sgd-nesterov": partial(torch.optim.SGD, momentum=MOMENTUM, nesterov=True),
+ARMS: dict[str, Callable[..., Optimizer]] = {  # called with (params, lr, weight_decay=...); foreach: fewer calls
+    "sgd": partial(torch.optim.SGD, foreach=True),
+    "sgd-momentum": partial(torch.optim.SGD, momentum=MOMENTUM, foreach=True),
+    "sgd-nesterov": partial(torch.optim.SGD, momentum=MOMENTUM, nesterov=True, foreach=True),
     "sgdp": partial(SGDP, momentum=MOMENTUM),  # as printed: the momentum itself is not projected
     "sgdp-released": partial(SGDP, momentum=MOMENTUM, project_buffer=True),
     "sgdp-nesterov": partial(SGDP, momentum=MOMENTUM, nesterov=True),
-    "adamw": torch.optim.AdamW,
+    "adamw": partial(torch.optim.AdamW, foreach=True),
     "adamp": AdamP,
 }
 
@@ -75,36 +76,40 @@ def row_norms_sq(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class Watch:
-    """Follows a network's hidden weights through an optimizer's steps: how they move, and how far on the sphere."""
+    """Follows networks' hidden weights through their optimizers' steps: how they move, and how far on the sphere."""
 
-    def __init__(self, model: nn.Module, opt: Optimizer) -> None:
-        self.weights = hidden(model)
-        self.start = row_norms_sq(self.weights)
-        self.travelled = torch.zeros_like(self.start)  # sum of |w_{t+1} - w_t|^2
+    def __init__(self, nets: SideBySide) -> None:
+        among = {id(w) for w in hidden(nets.base)}
+        self.weights = [nets.weights[name] for name, w in nets.base.named_parameters() if id(w) in among]
+        self.start = self._row_norms_sq()
+        self.travelled = torch.zeros_like(self.start)  # sum of |w_{t+1} - w_t|^2, [networks, rows]
         self._restart()
-        opt.register_step_pre_hook(self._before)
-        opt.register_step_post_hook(self._after)
 
     def _restart(self) -> None:
         self.steps, self.effective, self.invariant = 0, 0.0, 0.0
 
-    @torch.no_grad()
-    def _before(self, *_: object) -> None:
-        self.old = [w.clone() for w in self.weights]
-        looks = [project(*(t.flatten(1)[None] for t in (w, w.grad, w.grad)))[1] for w in self.weights]
-        self.invariant += torch.cat(looks).double().mean()
+    def _row_norms_sq(self) -> Tensor:
+        return torch.stack([row_norms_sq(own) for own in zip(*self.weights, strict=True)])
 
     @torch.no_grad()
-    def _after(self, *_: object) -> None:
-        pairs = [(old.flatten(1), w.flatten(1)) for old, w in zip(self.old, self.weights, strict=True)]
-        self.travelled += row_norms_sq([new - old for old, new in pairs])
-        self.effective += torch.cat([effective_step(*pair) for pair in pairs]).mean()
+    def before(self) -> None:
+        """To be called before a step, once the gradients are there."""
+        self.old = [w.detach().clone() for w in self.weights]
+        looks = [project(*(t.flatten(2) for t in (w, w.grad, w.grad)))[1] for w in self.weights]
+        self.invariant += torch.stack(looks).double().mean(0)
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """To be called after it."""
+        pairs = [(old.flatten(2), w.flatten(2)) for old, w in zip(self.old, self.weights, strict=True)]
+        self.travelled += torch.cat([(new - old).square().sum(2) for old, new in pairs], 1)
+        self.effective += torch.cat([effective_step(*pair) for pair in pairs], 1).mean(1)
         self.steps += 1
 
     def read(self) -> dict[str, Tensor]:
         """Mean norm now; mean effective step and share of weights that look scale invariant since last asked."""
         seen = {
-            "weight_norm": row_norms_sq(self.weights).sqrt().mean(),
+            "weight_norm": self._row_norms_sq().sqrt().mean(1),
             "effective_step": self.effective / self.steps,
             "looks_invariant": 100 * self.invariant / self.steps,
         }
@@ -113,49 +118,70 @@ class Watch:
 
     @property
     def growth(self) -> Tensor:
-        """Growth of the sum of squared norms."""
-        return (row_norms_sq(self.weights) - self.start).sum()
+        """Growth of the sum of squared norms, `[networks]`."""
+        return (self._row_norms_sq() - self.start).sum(1)
+
+
+Job = tuple[float, float, int]  # learning rate, weight decay, seed
 
 
 def train(
     arm: str,
-    lr: float,
-    decay: float,
-    seed: int,
+    jobs: Sequence[Job],
     *,
     problem: ImageProblem,
     data: Dataset,
     epochs: int,
     batch_size: int,
     watched: bool = False,
-) -> tuple[History, Watch | None]:
-    """One run. Watched: at a constant learning rate, with a row an epoch; else with a cosine and one row at the end."""
-    weights, order = streams(arm, seed, data.train.x.device)
-    model = problem.model(generator=weights).to(data.train.x.device)
-    batches = minibatches(*data.train, batch_size, order, problem.augment)
-    opt = optimizer(arm, list(model.parameters()), lr, decay)
-    watch = Watch(model, opt) if watched else None
-    steps = epochs * batches.steps_per_epoch
+) -> tuple[list[dict[str, Tensor]], Watch | None]:
+    """Runs of one arm side by side, and rows of what was seen of them, `[jobs]`; NaN once a run has diverged.
 
-    @torch.no_grad()
-    def evaluate(model: nn.Module) -> dict[str, Tensor | float]:
-        model.eval()
-        test = {"test_accuracy": accuracy(model, *data.test)}
+    Watched: at a constant learning rate, with a row an epoch; else with a cosine and one row at the end.
+    """
+    x, y = data.train
+    drawn = [streams(arm, seed, x.device) for *_, seed in jobs]
+    nets = SideBySide([problem.model(generator=weights).to(x.device) for weights, _ in drawn])
+    batches = [minibatches(x, y, batch_size, order, problem.augment) for _, order in drawn]
+    opts = []
+    for alike in dict.fromkeys((lr, decay) for lr, decay, _ in jobs):
+        own = [p for job, part in zip(jobs, nets.parts, strict=True) if job[:2] == alike for p in part]
+        opts.append(optimizer(arm, own, *alike))
+    rates = [opt.param_groups[0]["lr"] for opt in opts]
+    steps = epochs * batches[0].steps_per_epoch
+    schedule = cosine(steps)
+    watch = Watch(nets) if watched else None
+    first = peak = None
+    rows: list[dict[str, Tensor]] = []
+    for step in range(steps):
+        inputs, classes = (torch.stack(part) for part in zip(*map(next, batches), strict=True))
+        losses = cross_entropies(nets(inputs), classes)
+        nets.set_gradients(losses)
+        seen = losses.detach()
+        first, peak = (seen, seen) if first is None else (first, torch.maximum(peak, seen))  # keeps a NaN
         if watch:
-            return test | watch.read()
-        return test | {"val_loss": cross_entropy(model, data.val), "val_accuracy": accuracy(model, *data.val)}
+            watch.before()
+        for opt, rate in zip(opts, rates, strict=True):
+            opt.param_groups[0]["lr"] = rate if watched else rate * schedule(step)
+            opt.step()
+        if watch:
+            watch.after()
+        if step + 1 == steps or (watched and (step + 1) % batches[0].steps_per_epoch == 0):
+            row = {"test_accuracy": share_right(nets, data.test)}
+            if watch:
+                row |= watch.read()
+            else:
+                val = nets.scores(data.val.x)
+                row["val_accuracy"] = share_right(nets, data.val)
+                row["val_loss"] = cross_entropies(val, data.val.y.expand(len(jobs), -1))
+            sound = nets.finite() & (peak <= EXPLOSION * first.abs().clamp_min(1))
+            rows.append({name: value.where(sound, math.nan) for name, value in row.items()})
+    return rows, watch
 
-    history = fit(
-        model,
-        opt,
-        batches,
-        cross_entropy,
-        steps=steps,
-        schedule=None if watched else cosine(steps),
-        evaluate=evaluate,
-        every=batches.steps_per_epoch if watched else None,
-    )
-    return history, watch
+
+def share_right(nets: SideBySide, part: Split) -> Tensor:
+    """Percentage of a part's images that each network puts in their class, `[networks]`."""
+    return 100 * (nets.scores(part.x).argmax(-1) == part.y).double().mean(1)
 
 
 def train_gpt(
