@@ -229,6 +229,17 @@ def test_a_block_is_the_stencil_written_out(dim, bc, width):
     torch.testing.assert_close(net.block(u).detach(), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("bc", ["dirichlet", "periodic"])
+@pytest.mark.parametrize("count", [1, 40])  # few fields go block by block, many through the matrix's power
+def test_a_frame_is_its_sub_steps_in_turn(bc, count):
+    net = FDNet(3, 5, bc=bc)
+    net.filters.data = torch.tensor([[[0.3, -0.5, 0.1]]], dtype=torch.float64)
+    u = expected = normal(count, 33)
+    for _ in range(5):
+        expected = net.block(expected)
+    torch.testing.assert_close(net(u), expected, rtol=0, atol=1e-13)
+
+
 def test_filters_with_a_nonlinearity_are_summed_and_start_from_the_identity():
     net = FDNet(3, 2, n_filters=2, nonlinearity=torch.tanh, generator=seeded())
     u = normal(3, 9)

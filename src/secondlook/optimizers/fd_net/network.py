@@ -8,6 +8,7 @@ w = (r, -2r, r) and r = k dt / dx^2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -65,28 +66,33 @@ class FDNet(nn.Module):
         if self.nonlinearity is None:
             change = out.squeeze(1)
         else:
-            change = torch.einsum("f,bf...->b...", self.weights, self.nonlinearity(out))
+            change = torch.tensordot(self.weights, self.nonlinearity(out), ([0], [1]))
         return u + (change if self.bc == "periodic" else F.pad(change, [1, 1] * self.dim))
 
     def forward(self, u: Tensor) -> Tensor:
-        """The next frame."""
+        """The next frame.
+
+        A linear network in one dimension is a matrix. Where points are few, its power takes less time than the
+        sub-steps one by one; the limit was measured on a CPU.
+        """
+        points, m = u.shape[-1], self.substeps
+        linear = self.dim == 1 and self.nonlinearity is None
+        if linear and m > 1 and points**2 * math.log2(m) < 100 * m * len(u):
+            return u @ torch.linalg.matrix_power(self.block(torch.eye(points, dtype=u.dtype, device=u.device)), m)
         for _ in range(self.substeps):
             u = self.block(u)
         return u
 
     def _widened(self, u: Tensor) -> Tensor:
         """The field with as many points more at each end that the filters give all points (or the inner ones) back."""
-        for axis in range(-self.dim, 0):
-            n, reach = u.shape[axis], self.width // 2
-            if self.bc == "periodic":
-                parts = [u.narrow(axis, n - reach, reach), u, u.narrow(axis, 0, reach)]
-            elif reach == 1:
-                continue
-            else:  # odd continuation, 2 u(0) - u(x), by one point less: the outermost points are not updated
-                first, last = u.narrow(axis, 0, 1), u.narrow(axis, n - 1, 1)
-                left = 2 * first - u.narrow(axis, 1, reach - 1).flip(axis)
-                parts = [left, u, 2 * last - u.narrow(axis, n - reach, reach - 1).flip(axis)]
-            u = torch.cat(parts, axis)
+        reach = self.width // 2
+        if self.bc == "periodic":
+            for axis in range(-self.dim, 0):
+                u = torch.cat([u.narrow(axis, -reach, reach), u, u.narrow(axis, 0, reach)], axis)
+        elif reach > 1:  # odd continuation, 2 u(0) - u(x), by one point less: the outermost points are not updated
+            for axis in range(self.dim):
+                pad = [0, 0] * axis + [reach - 1] * 2 + [0, 0] * (self.dim - 1 - axis)
+                u = 2 * F.pad(u, pad, mode="replicate") - F.pad(u, pad, mode="reflect")
         return u
 
     @torch.no_grad()

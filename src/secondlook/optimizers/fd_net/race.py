@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -36,7 +37,7 @@ class Curve:
 def mismatch(net: FDNet, x: Tensor, y: Tensor) -> Callable[[list[Tensor]], Tensor]:
     """Mean squared error of the next frames, as a function of the network's parameters."""
     names = [name for name, _ in net.named_parameters()]
-    return lambda values: (functional_call(net, dict(zip(names, values, strict=True)), (x,)) - y).square().mean()
+    return lambda values: F.mse_loss(functional_call(net, dict(zip(names, values, strict=True)), (x,)), y)
 
 
 def network(options: dict[str, Any], generator: torch.Generator | None = None) -> FDNet:
@@ -66,7 +67,7 @@ def race(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = fun(params)
+        value = F.mse_loss(model(x), y)
         value.backward()
         seen.append(float(value.detach()) / start)
         return value
