@@ -128,7 +128,7 @@ def training(
             chosen[base] = least(lrs[base], partial(score, arm=base))
         run.record("tuned_lr", chosen[base], method=arm, problem=problem)
         for seed in run.seeds:
-            _, history = recipe(arm, chosen[base], seed, decay=decay[base])
+            _, history = recipe(arm, chosen[base], seed, decay=decay[base], curve=True)
             done = [step * batch_size / len(data.train.x) for step in history.column("step")]
             for metric in ("train_loss", "test_accuracy"):
                 values = history.column(metric)

@@ -43,13 +43,29 @@ class StaticIHVP:
         m, self.d = G.shape
         self.damp = damp
         self.block_size = min(block_size or self.d, self.d)
-        self.V = self._blocked(G.detach()).clone()  # [m, blocks, block_size], row by row from g_i to v_i
+        rows = self._blocked(G.detach())
+        self.V = rows / damp  # [m, blocks, block_size], from g_i / damp to v_i
         self.c = self.V.new_empty(self.V.shape[:2])
-        for i in range(m):
-            g, past = self.V[i].clone(), self.V[:i]
-            shares = torch.einsum("jbk,bk->jb", past, g) / self.c[:i]
-            self.V[i] = g / damp - torch.einsum("jb,jbk->bk", shares, past)
-            self.c[i] = m + (g * self.V[i]).sum(-1)
+        self._diagonal: Tensor | None = None
+        self._eliminate(rows, 0, m)
+
+    def _eliminate(self, G: Tensor, first: int, last: int) -> None:
+        """Finish rows first to last of V, from which all v_j with j < first have been taken already.
+
+        By halves: most of the work is then in products of large matrices, not of one row with all before it.
+        """
+        if last - first == 1:
+            self.c[first] = len(G) + (G[first] * self.V[first]).sum(-1)
+            return
+        middle = (first + last) // 2
+        self._eliminate(G, first, middle)
+        past = self.V[first:middle]
+        # As many rows at a time as keep `shares` from outgrowing V where blocks are small.
+        some = (x[middle:last].split(self.block_size) for x in (G, self.V))
+        for g, v in zip(*some, strict=True):
+            shares = torch.einsum("jbk,ibk->ijb", past, g) / self.c[first:middle]
+            v -= torch.einsum("ijb,jbk->ibk", shares, past)
+        self._eliminate(G, middle, last)
 
     def mul(self, x: Tensor) -> Tensor:
         """F^-1 x for x [d]."""
@@ -59,11 +75,13 @@ class StaticIHVP:
         return self._flat(x / self.damp - torch.einsum("jb,jbk->bk", shares, self.V))
 
     def diag(self) -> Tensor:
-        """The diagonal of F^-1, [d]."""
-        diagonal = torch.full_like(self.V[0], 1 / self.damp)
-        for v, c in zip(self.V, self.c, strict=True):
-            diagonal.addcmul_(v, v / c[:, None], value=-1)
-        return self._flat(diagonal)
+        """The diagonal of F^-1, [d]; summed once, so that pruning to several sparsities asks for it freely."""
+        if self._diagonal is None:
+            diagonal = torch.full_like(self.V[0], 1 / self.damp)
+            for v, c in zip(self.V, self.c, strict=True):
+                diagonal.addcmul_(v, v / c[:, None], value=-1)
+            self._diagonal = self._flat(diagonal)
+        return self._diagonal.clone()
 
     def entry(self, i: int, j: int) -> Tensor:
         """(F^-1)_ij, a 0-d tensor; zero where i and j lie in different blocks."""

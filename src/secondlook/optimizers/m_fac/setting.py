@@ -40,9 +40,19 @@ def optimizer(arm: str, params: Sequence[Tensor], lr: float, decay: float, seed:
 
 
 def train(
-    arm: str, lr: float, seed: int, problem: ImageProblem, data: Dataset, *, epochs: int, batch_size: int, decay: float
+    arm: str,
+    lr: float,
+    seed: int,
+    problem: ImageProblem,
+    data: Dataset,
+    *,
+    epochs: int,
+    batch_size: int,
+    decay: float,
+    curve: bool = False,
 ) -> tuple[nn.Module, History]:
-    """One run, its learning rate x 0.1 after half and three quarters of the epochs; a row an epoch."""
+    """One run, its learning rate x 0.1 after half and three quarters of the epochs; a row at the end, or every epoch
+    of a `curve`."""
     stream = first_stream(arm, seed, 3)
     device = data.train.x.device
     model = problem.model(generator=torch.Generator().manual_seed(stream)).to(device)
@@ -62,6 +72,6 @@ def train(
 
     opt = optimizer(arm, list(model.parameters()), lr, decay, stream + 2)
     schedule = step_decay([steps // 2, 3 * steps // 4])
-    every = batches.steps_per_epoch
+    every = batches.steps_per_epoch if curve else steps
     history = fit(model, opt, batches, cross_entropy, steps=steps, schedule=schedule, evaluate=evaluate, every=every)
     return model.eval(), history
