@@ -278,10 +278,11 @@ def test_work_is_counted_by_operation():
         a @ a.T + a
     assert work.operations == 2 * 6**3 + 6**2
     counts = []
-    for size in (8, 16):
+    for size, device in ((8, "cpu"), (16, "cpu"), (16, "meta")):
         with Work() as work:
-            rank1_inverse_update(torch.eye(size), torch.ones(size), 0.9)
+            rank1_inverse_update(torch.eye(size, device=device), torch.ones(size, device=device), 0.9)
         counts.append(work.operations)
     assert 3.7 < counts[1] / counts[0] < 4
+    assert counts[2] == counts[1]  # no data are needed
     with pytest.raises(NotImplementedError, match="linalg_eigh"), Work():
         torch.linalg.eigh(a @ a.T)

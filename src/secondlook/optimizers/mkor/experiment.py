@@ -48,24 +48,30 @@ def inverses(run: Run, *, size: int, gamma: float, updates: int) -> None:
 
 def refresh_cost(run: Run, *, sizes: list[int], repeats: int, dtype: str) -> None:
     """Operations of one refresh by each rule and by `products`, the same as it is printed, with products of matrices;
-    time of each rule and of `cholesky`, which inverts the dense factor."""
+    time of each rule and of `cholesky`, which inverts the dense factor.
+
+    Operations are counted on tensors without data, and the times do not depend on the numbers: the factor stands in for
+    its inverse.
+    """
     for seed in run.track(run.seeds, "seeds"):
         draws = torch.Generator().manual_seed(seed)
         for size in sizes:
             x = torch.randn(size, size, generator=draws).to(run.device, getattr(torch, dtype))
             factor = x.T @ x / size + torch.eye(size, dtype=x.dtype, device=x.device)
-            inverse, v = torch.linalg.inv(factor), x[0]
-            calls: dict[str, Callable[[], Tensor]] = {
-                rule: partial(rank1_inverse_update, inverse, v, 0.95, rule) for rule in RULES
-            }
-            for method, call in {**calls, "products": partial(_as_printed, inverse, v)}.items():
+            empty = factor.to("meta"), x[0].to("meta")
+            for method, call in {**_refreshes(*empty), "products": partial(_as_printed, *empty)}.items():
                 with Work() as work:
                     call()
                 run.record("refresh_work", work.operations, method=method, problem=dtype, seed=seed, step=size)
+            calls = _refreshes(factor, x[0])
             times = interleaved({**calls, "cholesky": partial(_cholesky_inverse, factor)}, repeats=repeats)
             # The least disturbed repeat: whatever else the machine does only adds time.
             for method, seconds in times.groupby("name")["seconds"].min().items():
                 run.record("refresh_time", 1e3 * seconds, method=method, problem=dtype, seed=seed, step=size)
+
+
+def _refreshes(inverse: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
+    return {rule: partial(rank1_inverse_update, inverse, v, 0.95, rule) for rule in RULES}
 
 
 def _cholesky_inverse(factor: Tensor) -> Tensor:
@@ -129,15 +135,14 @@ class Setting:
     data: Dataset
     steps: int
     batch_size: int
-    rows: int
 
-    def train(self, arm: str, lr: float, seed: int) -> tuple[History, list[float]]:
+    def train(self, arm: str, lr: float, seed: int, rows: int = 1) -> tuple[History, list[float]]:
         """One run with a cosine schedule, and the `turn` at each of its rows; NAME-copy has its own random streams."""
         device = self.data.train.x.device
         weights, shuffle = streams(arm, seed, device)
         model = self.problem.images.model(generator=weights).to(device)
         opt = optimizer(arm.removesuffix("-copy"), model, lr)
-        every, count, turns = max(1, self.steps // self.rows), itertools.count(1), []
+        every, count, turns = max(1, self.steps // rows), itertools.count(1), []
 
         def look(opt: torch.optim.Optimizer, *_: object) -> None:
             if next(count) % every == 0:
@@ -163,13 +168,13 @@ def training(
     run: Run, *, problem: str, steps: int, batch_size: int, rows: int, lrs: dict[str, list[float]], copied: list[str]
 ) -> None:
     """Training loss by step, and how far preconditioning turns the gradient."""
-    setting = Setting(PROBLEMS[problem], PROBLEMS[problem].load(run.device), steps, batch_size, rows)
+    setting = Setting(PROBLEMS[problem], PROBLEMS[problem].load(run.device), steps, batch_size)
     chosen = {arm: setting.tuned(arm, grid) for arm, grid in run.track(lrs.items(), "tuning")}
     for arm in run.track([*lrs, *(f"{arm}-copy" for arm in copied)], "arms"):
         lr = chosen[arm.removesuffix("-copy")]
         run.record("tuned_lr", lr, method=arm, problem=problem)
         for seed in run.seeds:
-            history, turns = setting.train(arm, lr, seed)
+            history, turns = setting.train(arm, lr, seed, rows)
             keep = partial(run.record_series, method=arm, problem=problem, seed=seed)
             keep("train_loss", history.column("loss"), steps=history.column("step"))
             keep("turn", turns, steps=history.column("step")[: len(turns)])

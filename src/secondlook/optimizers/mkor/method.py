@@ -181,11 +181,10 @@ class MKOR(LayerOptimizer):
         solved = kind.state(self, "left") @ W @ kind.state(self, "right")
         if not self.rescale:
             return solved
-        columns = kind.layers[0].weight.shape[1:].numel()
-        order = 1 if self.rule == "package" else 2  # norms of weight and bias added, or of both together
+        # The released code adds the norms of weight and bias.
+        ends = [kind.layers[0].weight.shape[1:].numel()] if self.rule == "package" else []
         old, new = (
-            torch.stack([part.flatten(1).norm(dim=1) for part in m.tensor_split([columns], 2)]).norm(order, dim=0)
-            for m in (W, solved)
+            sum(torch.linalg.vector_norm(part, dim=(1, 2)) for part in m.tensor_split(ends, 2)) for m in (W, solved)
         )
         return solved * torch.where(new > 0, old / new, 1.0)[:, None, None]
 
