@@ -15,6 +15,7 @@ from draws import normal, seeded
 from secondlook.optimizers import SAM
 from secondlook.optimizers.vit_sam import active_fraction, experiment, frozen_statistics, hessian_top_eig, mixer, vit
 from secondlook.optimizers.vit_sam.images import Images, corruptions
+from secondlook.optimizers.vit_sam.networks import patches
 from secondlook.problems.training import cross_entropy, fit
 
 
@@ -350,6 +351,12 @@ def test_active_fraction_counts_positive_inputs_over_all_batches():
 
 
 # Networks and images.
+
+
+@pytest.mark.parametrize(("shape", "side"), [((3, 1, 8, 8), 4), ((2, 3, 4, 6), 2)])
+def test_patches_are_those_of_unfold(shape, side):
+    x = normal(*shape)
+    assert torch.equal(patches(x, side), F.unfold(x, side, stride=side).transpose(1, 2))
 
 
 def test_patches_cover_the_image_and_positions_matter():
