@@ -23,6 +23,7 @@ from secondlook.optimizers.spacetime_nn import (
     tfim,
 )
 from secondlook.optimizers.spacetime_nn import experiment as quenches
+from secondlook.optimizers.spacetime_nn.method import apply
 
 X, Z, I = (torch.tensor(m, dtype=torch.float64) for m in ([[0, 1], [1, 0]], [[1, 0], [0, -1]], [[1, 0], [0, 1]]))
 
@@ -141,6 +142,23 @@ def test_the_variational_principle_is_exact_where_the_network_is_wide_enough():
     coarse, fine = (infidelity(tdvp(net, H, grid, 1e-14, k)[-1], truth[-1]) for k in (1, 6))
     assert float(fine) < 1e-6
     assert float(fine) < float(coarse) + 1e-12
+
+
+def test_evolutions_at_once_are_those_one_by_one():
+    nets, H, grid = [shaken(network(2, 5, seed=i)) for i in (0, 1)], tfim(2).to_dense(), times(4)
+    starts, cuts = torch.stack([pack(net.parameters()).detach() for net in nets]), torch.tensor([1e-3, 1e-8]).double()
+    together = tdvp(nets[0], H, grid, cuts, 2, starts)
+    for net, cut, states in zip(nets, cuts.tolist(), together, strict=True):
+        torch.testing.assert_close(states, tdvp(net, H, grid, cut, 2), rtol=0, atol=1e-9)
+
+
+def test_sparse_and_dense_chains_act_alike():
+    psi = torch.randn(5, 8, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    H = tfim(3, 1.0, 0.7)
+    for states in (psi, psi[..., 0]):
+        product = torch.einsum("ij,kj...->ki...", H.to_dense().to(psi.dtype), states)
+        for form in (H, H.to_dense()):
+            torch.testing.assert_close(apply(form, states), product, rtol=0, atol=1e-12)
 
 
 def test_infidelity_and_magnetisation():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from secondlook.curvature.flat import pack, unpack
 from secondlook.optimizers.least_squares import levenberg_marquardt
 from secondlook.optimizers.spacetime_nn.method import Grid, SpacetimeAR, midpoint_residual, tfim
 from secondlook.optimizers.spacetime_nn.variational import cayley, exact, infidelity, magnetisation_x, tdvp
@@ -64,43 +64,49 @@ def first_order(
 ) -> tuple[list[Tensor], list[Curve]]:
     """States and losses of several networks by Adam, each with its own rate, falling along half a cosine.
 
-    They are evaluated together, which is faster and changes nothing for any of them.
+    They are evaluated together, each as one vector of weights, which is faster and changes nothing for any of them.
     """
-    own = [dict(net.named_parameters()) for net in nets]
+    names, like = zip(*nets[0].named_parameters(), strict=True)
+    weights = [pack(net.parameters()).detach().requires_grad_() for net in nets]
     residual, _ = midpoint_residual(nets[0], quench.H, quench.times, quench.psi0, quench.w0)
-    optimizer = torch.optim.Adam([{"params": p.values(), "lr": lr} for p, lr in zip(own, lrs, strict=True)])
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(gradients))
+    optimizer = torch.optim.Adam([{"params": [w]} for w in weights], fused=True)
+    rate = cosine(gradients)
     seen = []
 
+    def named(w: Tensor) -> dict[str, Tensor]:
+        return dict(zip(names, unpack(w, like), strict=True))
+
     def losses() -> Tensor:
-        stacked = {name: torch.stack([p[name] for p in own]) for name in own[0]}
-        return (vmap(residual)(stacked) ** 2).sum(1)
+        return (vmap(lambda w: residual(named(w)))(torch.stack(weights)) ** 2).sum(1)
 
     for done in range(gradients):
         value = losses()
         if done % every == 0:
             seen.append((done, value.tolist()))
-        optimizer.zero_grad()
-        value.sum().backward()
+        for w, gradient in zip(weights, torch.autograd.grad(value.sum(), weights), strict=True):
+            w.grad = gradient
+        for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr * rate(done)
         optimizer.step()
-        schedule.step()
     with torch.no_grad():
         seen.append((gradients, losses().tolist()))
-    return [quench.states(nets[0], p) for p in own], [
-        [(done, value[i]) for done, value in seen] for i in range(len(own))
-    ]
+    curves = [[(done, value[i]) for done, value in seen] for i in range(len(nets))]
+    return [quench.states(nets[0], named(w)) for w in weights], curves
 
 
-def stepwise(quench: Quench, net: SpacetimeAR, rcond: float, substeps: int) -> Tensor:
-    """States by the variational principle, its network first fitted to the initial state."""
+def initial_weights(quench: Quench, net: SpacetimeAR) -> Tensor:
+    """Weights [P] at which the network, its time held at 0, is in the initial state."""
     grid = Grid(net, quench.n, quench.times[:1] * 0)
 
     def residual(params: dict[str, Tensor]) -> Tensor:
         return torch.view_as_real(grid.psi(params)[0] - quench.psi0)
 
-    fitted = copy.deepcopy(net)
-    fitted.load_state_dict(levenberg_marquardt(residual, dict(net.named_parameters()), 1e-2, 30).params, strict=False)
-    return tdvp(fitted, quench.H, quench.times, rcond, substeps)
+    return pack(levenberg_marquardt(residual, dict(net.named_parameters()), 1e-2, 30).params.values())
+
+
+def stepwise(quench: Quench, net: SpacetimeAR, weights: Tensor, rconds: list[float], substeps: int) -> Tensor:
+    """States [R, K+1, 2^n] by the variational principle from R fitted weights [R, P], each with its own cut-off."""
+    return tdvp(net, quench.H, quench.times, weights.new_tensor(rconds), substeps, weights)
 
 
 def dynamics(
@@ -138,11 +144,16 @@ def dynamics(
         ):
             record(arm, seed, psi, curve)
 
-        trials = {r: stepwise(quench, network("tuning", TUNING_SEED), r, substeps)[-1] for r in rconds}
-        rcond = min(trials, key=lambda r, trials=trials: float(infidelity(trials[r], truth[-1]).nan_to_num(nan=1.0)))
-        for seed in run.track(run.seeds, f"variational principle on {problem}"):
-            for arm in ("tdvp", "tdvp-copy"):
-                record(arm, seed, stepwise(quench, network(arm, seed), rcond, substeps), [])
+        net = network("tuning", TUNING_SEED)
+        start = initial_weights(quench, net)
+        ends = stepwise(quench, net, start.expand(len(rconds), -1), rconds, substeps)[:, -1]
+        rcond = rconds[int(infidelity(ends, truth[-1]).nan_to_num(nan=1.0).argmin())]
+        runs = [(arm, seed) for arm in ("tdvp", "tdvp-copy") for seed in run.seeds]
+        starts = torch.stack(
+            [initial_weights(quench, network(*r)) for r in run.track(runs, f"initial states on {problem}")]
+        )
+        for (arm, seed), psi in zip(runs, stepwise(quench, net, starts, [rcond] * len(runs), substeps), strict=True):
+            record(arm, seed, psi, [])
 
         keep = partial(run.record, problem=problem)
         for t, value in zip(quench.times.tolist(), magnetisation_x(truth).tolist(), strict=True):

@@ -174,8 +174,13 @@ class _Heads(nn.Module):
 
 def apply(H: Tensor, psi: Tensor) -> Tensor:
     """The real matrix H [N, N] times complex psi along its second axis, [K, N, ...]."""
-    columns = torch.view_as_real(psi).movedim(1, 0)
-    return torch.view_as_complex((H @ columns.reshape(len(H), -1)).reshape(columns.shape).movedim(0, 1).contiguous())
+    parts = torch.view_as_real(psi)
+    if H.is_sparse:  # which multiplies one matrix only
+        columns = parts.movedim(1, 0)
+        product = (H @ columns.flatten(1)).reshape(columns.shape).movedim(0, 1).contiguous()
+    else:
+        product = (H @ parts.flatten(2)).reshape(parts.shape)
+    return torch.view_as_complex(product)
 
 
 def midpoint(psi: Tensor, H: Tensor, dt: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from secondlook.curvature.flat import pack
 from secondlook.optimizers.spacetime_nn.method import Grid, SpacetimeAR, apply
@@ -42,17 +43,27 @@ def magnetisation_x(psi: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def tdvp(net: SpacetimeAR, H: Tensor, times: Tensor, rcond: float = 1e-6, substeps: int = 1) -> Tensor:
+def tdvp(
+    net: SpacetimeAR,
+    H: Tensor,
+    times: Tensor,
+    rcond: float | Tensor = 1e-6,
+    substeps: int = 1,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Evolve the weights at t = 0 by the variational principle (McLachlan 1964) with RK4; states [K+1, 2^n].
 
     Weights move so that their state follows -i H psi as closely as it can, up to a phase: S w' = Im <d psi|H psi>, with
     S = Re <d psi|d psi> and d psi without its part along psi. Singular values of d psi below sqrt(rcond) of the largest
     are left out. `net` is not changed; its inputs of time see 0 and stay as they are.
+
+    With `weights`, [R, P] in the order of the net's parameters, and `rcond`, [R], R evolutions at once: [R, K+1, 2^n].
     """
     n = H.shape[0].bit_length() - 1
     grid = Grid(net, n, times[:1] * 0)
 
-    def velocity(flat: Tensor) -> Tensor:
+    def velocity(flat: Tensor, rcond: float | Tensor) -> tuple[Tensor, Tensor]:
+        """w' at weights w, and their state."""
         psi, derivative = (x[0] for x in grid.psi_and_derivative(flat))
         derivative = derivative - torch.outer(psi, psi.conj() @ derivative)
         wanted = -1j * apply(H, psi[None])[0]
@@ -60,17 +71,19 @@ def tdvp(net: SpacetimeAR, H: Tensor, times: Tensor, rcond: float = 1e-6, subste
         J = torch.cat([derivative.real, derivative.imag])
         values, vectors = torch.linalg.eigh(J @ J.mT)
         inverse = torch.where(values > rcond * values[-1], 1 / values, 0)
-        return J.mT @ (vectors @ (inverse * (vectors.mT @ torch.cat([wanted.real, wanted.imag]))))
+        return J.mT @ (vectors @ (inverse * (vectors.mT @ torch.cat([wanted.real, wanted.imag])))), psi
 
-    flat = pack(net.parameters()).detach()
     h = float(times[1] - times[0]) / substeps
-    states = [grid.psi_and_derivative(flat)[0][0]]
-    for _ in times[1:]:
-        for _ in range(substeps):
-            a = velocity(flat)
-            b = velocity(flat + h / 2 * a)
-            c = velocity(flat + h / 2 * b)
-            d = velocity(flat + h * c)
+
+    def evolve(flat: Tensor, rcond: float | Tensor) -> Tensor:
+        states = []
+        for _ in range(substeps * (len(times) - 1)):
+            a, psi = velocity(flat, rcond)
+            b, _ = velocity(flat + h / 2 * a, rcond)
+            c, _ = velocity(flat + h / 2 * b, rcond)
+            d, _ = velocity(flat + h * c, rcond)
             flat = flat + h / 6 * (a + 2 * b + 2 * c + d)
-        states.append(grid.psi_and_derivative(flat)[0][0])
-    return torch.stack(states)
+            states.append(psi)
+        return torch.stack([*states[::substeps], grid.psi_and_derivative(flat)[0][0]])
+
+    return evolve(pack(net.parameters()).detach(), rcond) if weights is None else vmap(evolve)(weights, rcond)
