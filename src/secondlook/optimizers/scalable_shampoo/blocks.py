@@ -25,7 +25,9 @@ def merged_shape(shape: Sequence[int], size: int) -> tuple[int, ...]:
 
 def blocks(tensor: Tensor, size: int) -> list[Tensor]:
     """Views that tile `tensor` [any shape], merged and then cut along every axis into pieces of at most `size`."""
-    tiles = [tensor.reshape(merged_shape(tensor.shape, size))]
-    for axis in range(tiles[0].ndim):
-        tiles = [piece for tile in tiles for piece in tile.split(size, axis)]
+    shape = merged_shape(tensor.shape, size)
+    tiles = [tensor.reshape(shape)]
+    for axis, length in enumerate(shape):
+        if length > size:
+            tiles = [piece for tile in tiles for piece in tile.split(size, axis)]
     return tiles
