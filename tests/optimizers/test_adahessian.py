@@ -453,3 +453,13 @@ def test_every_problem_trains_a_step(problem):
     h = experiment.train("adahessian", 0.15, 0, setting, data, epochs=1, batch_size=4, weight_decay=5e-4)
     assert h.column("step") == [2]
     assert np.isfinite(h.last("train_loss"))
+
+
+def test_fewer_rows_are_rows_of_the_same_run():
+    g = seeded()
+    part = Split(torch.randn(8, 1, 8, 8, generator=g), torch.randint(0, 10, (8,), generator=g))
+    setting, data = experiment.PROBLEMS["digits-cnn"], Dataset("random", part, part, part, classes=10)
+    recipe = {"epochs": 4, "batch_size": 4, "weight_decay": 0.0}
+    each, second = (experiment.train("adam", 0.1, 0, setting, data, every=n, **recipe) for n in (1, 2))
+    assert second.column("step") == [4, 8]
+    assert second.column("train_loss") == each.column("train_loss")[1::2]

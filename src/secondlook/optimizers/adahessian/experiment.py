@@ -71,11 +71,12 @@ def train(
     epochs: int,
     batch_size: int,
     weight_decay: float,
-    curve: bool = True,
+    every: int | None = 1,
 ) -> History:
     """One run, its learning rate x 0.1 after half and three quarters of the epochs.
 
-    The history has test accuracy and training loss of every epoch (`curve`), or one row with test and validation.
+    The history has test accuracy and training loss at `every` so many epochs, or (None) one row with test and
+    validation.
     """
     # Arms with one seed share start and batches, so they can be paired.
     stream = first_stream(arm, seed, 3)
@@ -89,7 +90,7 @@ def train(
     def evaluate(model: nn.Module) -> dict[str, float]:
         model.eval()
         test = {"test_accuracy": percent_correct(model, *data.test)}
-        if curve:
+        if every:
             head = (data.train.x[:LOSS_ROWS], data.train.y[:LOSS_ROWS])
             return {**test, "train_loss": cross_entropy(model, head)}
         val_loss, val_accuracy = cross_entropy(model, data.val), percent_correct(model, *data.val)
@@ -104,7 +105,7 @@ def train(
         schedule=step_decay([steps // 2, 3 * steps // 4]),
         graph=arm.startswith("adahessian"),
         evaluate=evaluate,
-        every=batches.steps_per_epoch if curve else None,
+        every=every * batches.steps_per_epoch if every else None,
     )
 
 
@@ -115,7 +116,7 @@ def tuned(arm: str, lrs: Sequence[float], seeds: int, recipe: Recipe) -> float:
     """The learning rate with the best final validation accuracy over the tuning seeds; ties by validation loss."""
 
     def score(lr: float) -> tuple[float, float]:
-        ends = [recipe(arm, lr, TUNING_SEED + s, curve=False) for s in range(seeds)]
+        ends = [recipe(arm, lr, TUNING_SEED + s, every=None) for s in range(seeds)]
         if any(h.diverged for h in ends):
             return -math.inf, -math.inf
         return sum(h.last("val_accuracy") for h in ends), -sum(h.last("val_loss") for h in ends)
@@ -150,7 +151,7 @@ def accuracy(
                 lr = chosen[tuned_as, budget]
                 run.record("tuned_lr", lr, method=arm, problem=name, step=budget)
                 for seed in run.seeds:
-                    h = recipe(arm, lr, seed)
+                    h = recipe(arm, lr, seed, every=budget // epochs)  # as many rows for every budget
                     done = h.column("step")
                     keep = partial(run.record_series, method=arm, problem=name, seed=seed)
                     for column in ("test_accuracy", "train_loss"):
@@ -187,7 +188,7 @@ def lr_sweep(
                     epochs=epochs,
                     batch_size=batch_size,
                     weight_decay=weight_decay,
-                    curve=False,
+                    every=None,
                 )
                 # A run that diverged ends with a network that guesses.
                 reached.append(100 / data.classes if h.diverged else h.last("test_accuracy"))
