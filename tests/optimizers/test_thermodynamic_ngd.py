@@ -78,6 +78,17 @@ def test_low_rank_and_dense_devices_agree(shape, t):
         torch.testing.assert_close(*pair, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_devices_run_side_by_side(low_rank):
+    A, b = system(12)
+    device = LowRankOU(normal(12, 5), 0.1) if low_rank else DenseOU(A)
+    rows = torch.stack([b, -b, 2 * b])
+    alone = torch.stack([ou_solve(device, row, 2.0) for row in rows])
+    torch.testing.assert_close(ou_solve(device, rows, 2.0), alone, rtol=0, atol=1e-12)
+    noise = ou_solve(device, rows, 2.0, 5.0, generator=seeded(3)) - alone
+    assert torch.linalg.matrix_rank(noise) == 3  # each has its own
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_factor_is_that_of_the_gauss_newton_matrix(loss):
     model = mlp([5, 4, 3], nn.Tanh, seeded()).double()
@@ -86,6 +97,7 @@ def test_factor_is_that_of_the_gauss_newton_matrix(loss):
     U = curvature_factor(model, dict(model.named_parameters()), x, loss)
     exact = GGNOperator(model, getattr(F, loss if loss == "cross_entropy" else "mse_loss"), (x, y)).dense()
     torch.testing.assert_close(U @ U.T, exact, rtol=0, atol=1e-14)
+    assert U.shape[1] == 6 * (2 if loss == "cross_entropy" else 3)  # no more columns than the rank
 
 
 def problem(seed: int = 0) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

@@ -49,9 +49,9 @@ def device(
                 states["simulated"] = euler_maruyama(A, b, states["simulated"], dt, steps)
                 states["mismatched"] = euler_maruyama(faulty, b, states["mismatched"], dt, steps)
                 t = done * dt
-                noisy = [ou_solve(exact, b, t, inverse_noise, generator=generator) for _ in range(paths)]
+                noisy = ou_solve(exact, b.expand(paths, dim), t, inverse_noise, generator=generator)
                 readouts = {method: state[0] for method, state in states.items()}
-                readouts |= {"exact": ou_solve(exact, b, t), "average": torch.stack(noisy).mean(0)}
+                readouts |= {"exact": ou_solve(exact, b, t), "average": noisy.mean(0)}
                 for method, x in readouts.items():
                     keep = partial(
                         run.record, method=method, problem=f"condition-{condition:g}", seed=seed, step=t / condition

@@ -32,8 +32,8 @@ class DenseOU:
             raise ValueError(f"A must be positive definite, its least eigenvalue is {self.values[0]:.3g}; add damping")
 
     def apply(self, f: Spectral, v: Tensor) -> Tensor:
-        """f(A) v for vectors v [N]."""
-        return self.vectors @ (f(self.values) * (self.vectors.T @ v))
+        """f(A) v for vectors v [..., N]."""
+        return (v @ self.vectors * f(self.values)) @ self.vectors.T
 
 
 class LowRankOU:
@@ -55,10 +55,10 @@ class LowRankOU:
         self.S, self.V = torch.where(self.kept, S, 1.0), V
 
     def apply(self, f: Spectral, v: Tensor) -> Tensor:
-        """f(A) v for vectors v [N]."""
+        """f(A) v for vectors v [..., N]."""
         rest = f(self.lam)
         difference = torch.where(self.kept, (f(self.S + self.lam) - rest) / self.S, 0.0)
-        return rest * v + self.U @ (self.V @ (difference * (self.V.T @ (self.U.T @ v))))
+        return rest * v + (v @ self.U @ self.V * difference) @ self.V.T @ self.U.T
 
 
 def ou_solve(
@@ -75,7 +75,7 @@ def ou_solve(
 
     Args:
         A: symmetric positive definite matrix [N, N], or a device that has decomposed one already.
-        b: right-hand side [N].
+        b: right-hand side [N], or [..., N] for as many devices with noise of their own.
         t: how long the device runs; `inf` gives the equilibrium.
         beta: inverse temperature; None or `inf` for the mean.
         x0: state at time 0, by default b: then t = 0 gives b, the gradient itself.
@@ -100,8 +100,9 @@ def euler_maruyama(
 ) -> Tensor:
     """`steps` steps of length dt of the device's equation from the states x [paths, N]; stable for dt < 2 / max(A)."""
     scale = (2 * dt / beta) ** 0.5
+    kept, gained = torch.eye(len(b), dtype=A.dtype, device=A.device) - dt * A, dt * b
     for _ in range(steps):
-        x = x + dt * (b - x @ A)
+        x = torch.addmm(gained, x, kept)  # x + dt (b - A x)
         if scale:
             x = x + scale * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return x
