@@ -66,9 +66,9 @@ def tabular(
         for arm in arms:
             name = arm.removesuffix("-copy")
             if name not in chosen:
-                val = trained(name, depth, rehearsal, tuning, options, **shape)["val"]
+                val = trained(name, depth, rehearsal, tuning, options, ("val",), **shape)["val"]
                 chosen[name] = options[int(val.mean((1, 2)).argmax())]
-            at = trained(arm, depth, data, list(run.seeds), [chosen[name]], **shape)
+            at = trained(arm, depth, data, list(run.seeds), [chosen[name]], ("train", "test"), **shape)
             found[arm] = at["test"][0]
             for i, problem in enumerate(problems):
                 for j, seed in enumerate(run.seeds):
@@ -86,13 +86,14 @@ def trained(
     data: list[list[Rows]],
     seeds: list[int],
     options: list[tuple[float, float]],
+    parts: tuple[str, ...],
     *,
     width: int,
     epochs: int,
     batch_size: int,
     device: str,
 ) -> dict[str, Tensor]:
-    """Accuracies [options, problems, seeds] on the training, validation and test rows `data[problem][seed]`."""
+    """Accuracies [options, problems, seeds] on `parts` (train, val, test) of the rows `data[problem][seed]`."""
     cells = list(itertools.product(options, range(len(data)), range(len(seeds))))
     firsts = [first_stream(arm, seeds[s], 3) for _, _, s in cells]
     weights, orders = ([torch.Generator().manual_seed(f + i) for f in firsts] for i in (0, 1))
@@ -107,7 +108,7 @@ def trained(
         part: torch.stack(
             [accuracy(stack.one(i), *getattr(data[p][s], part)) for i, (_, p, s) in enumerate(cells)]
         ).view(shape)
-        for part in ("train", "val", "test")
+        for part in parts
     }
 
 

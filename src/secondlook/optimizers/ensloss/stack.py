@@ -92,11 +92,11 @@ def train(
     schedule, params = cosine(steps), stack.params
     rates, decays = ([values.view(-1, 1, 1)] * len(params) for values in (options.lr, options.weight_decay))
     velocity = [torch.zeros_like(p) for p in params]
-    step = 0
+    by_row, networks, step = x.mT.contiguous(), torch.arange(m, device=x.device)[:, None], 0
     for _ in range(epochs):
         shuffled = torch.stack([torch.randperm(n, generator=g) for g in orders]).to(x.device)
         for rows in shuffled.split(batch_size, 1)[: n // batch_size]:
-            batch = x.gather(2, rows[:, None].expand(-1, x.shape[1], -1))
+            batch = by_row[networks, rows].mT
             value = m * loss(stack.scores(batch, True), y.gather(1, rows))  # the mean over networks, undone
             grads = list(torch.autograd.grad(value, params))
             with torch.no_grad():
