@@ -110,6 +110,13 @@ def test_solves_singular_systems_in_any_units():
         assert float(x[6]) == 0
 
 
+def test_networks_in_a_stack_give_what_each_gives(problem):
+    X, _, network = problem
+    other = Network(2 * network.W, network.Wo - 0.3)
+    stack = Network(torch.stack([network.W, other.W]), torch.stack([network.Wo, other.Wo]))
+    close(stack(X), torch.stack([network(X), other(X)]))
+
+
 def test_owo_leaves_no_error_that_outputs_could_explain(problem):
     X, T, network = problem
     O = network.hidden(X)[0]

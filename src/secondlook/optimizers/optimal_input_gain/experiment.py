@@ -119,22 +119,25 @@ class Path:
 
 def trained(arm: str, data: Parts, n_hidden: int, seed: int, iterations: int, lm_iterations: int) -> Path:
     """One arm from the start that the seed draws, the same for all arms but those named -copy."""
-    name, held_out = arm.removesuffix("-copy"), []
+    name, seen = arm.removesuffix("-copy"), []
     (X, T), parts = data.train, [(augmented(x), t) for x, t in (data.val, data.test)]
     sizes = Sizes(len(X), X.shape[1] + 1, n_hidden, T.shape[1])
     trainer = OIGTrainer(n_hidden, "bp" if name == "lm" else name, iterations=iterations, rcond=RCOND)
     start = trainer.start(X, T, torch.Generator().manual_seed(first_stream(arm, seed, 1)))
 
     def watch(_: int, network: Network) -> None:
-        held_out.append(tuple(network.error(*part) for part in parts))
+        seen.append(network)
 
     if name == "lm":
         trace = fit_lm(X, T, start, lm_iterations, watch)
         trials = [b - a for a, b in pairwise(trace.evaluations)]
-        return Path(list(accumulate([sizes.start(name), *map(sizes.lm, trials)])), trace.losses, held_out)
-    history = trainer.fit(X, T, start, watch)
-    costs = [sizes.start(name), *(sizes.step(name, trials) for trials in history.trials[1:])]
-    return Path(list(accumulate(costs)), history.error, held_out)
+        costs, errors = map(sizes.lm, trials), trace.losses
+    else:
+        history = trainer.fit(X, T, start, watch)
+        costs, errors = (sizes.step(name, trials) for trials in history.trials[1:]), history.error
+    path = Network(torch.stack([net.W for net in seen]), torch.stack([net.Wo for net in seen]))  # all in one product
+    held_out = zip(*((t - path(x)).square().sum(-1).mean(-1).tolist() for x, t in parts), strict=True)
+    return Path(list(accumulate(costs, initial=sizes.start(name))), errors, list(held_out))
 
 
 def training(

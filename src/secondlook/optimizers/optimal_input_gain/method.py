@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,10 @@ HALVINGS = 12
 
 @dataclass(frozen=True)
 class Network:
-    """Input weights W [Nh, N+1], and output weights Wo [M, N+1+Nh], those of the bypass first."""
+    """Input weights W [Nh, N+1], and output weights Wo [M, N+1+Nh], those of the bypass first.
+
+    With a leading axis, [k, Nh, N+1] and [k, M, N+1+Nh], they are k networks, whose outputs are [k, P, M].
+    """
 
     W: Tensor
     Wo: Tensor
@@ -32,15 +36,25 @@ class Network:
 
     def hidden(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """f and f' of all hidden units, [P, Nh] each, at inputs X [P, N+1]."""
-        return ACTIVATIONS[self.activation](X @ self.W.T)
+        return ACTIVATIONS[self.activation](X @ self.W.mT)
 
     def __call__(self, X: Tensor) -> Tensor:
         """Outputs [P, M]."""
-        return torch.cat([X, self.hidden(X)[0]], 1) @ self.Wo.T
+        O = self.hidden(X)[0]
+        return torch.cat([X.expand(*O.shape[:-1], -1), O], -1) @ self.Wo.mT
 
     def error(self, X: Tensor, T: Tensor) -> float:
         """Mean over rows of the squared distance to targets T [P, M]."""
         return float((T - self(X)).square().sum(1).mean())
+
+
+class Fitted(NamedTuple):
+    """A network and what a step from it needs: f' of its hidden units [P, Nh], its errors T - Y [P, M], their size."""
+
+    network: Network
+    fprime: Tensor
+    E: Tensor
+    error: float
 
 
 @dataclass
@@ -82,7 +96,10 @@ def solve(H: Tensor, g: Tensor, rcond: float = 1e-10) -> Tensor:
 
 def owo(X: Tensor, O: Tensor, T: Tensor, rcond: float = 1e-10) -> Tensor:
     """Output weights [M, N+1+Nh] of least squared error for inputs X [P, N+1], hidden outputs O [P, Nh], targets T."""
-    Z = torch.cat([X, O], 1)
+    return _least_squares(torch.cat([X, O], 1), T, rcond)
+
+
+def _least_squares(Z: Tensor, T: Tensor, rcond: float) -> Tensor:
     return solve(Z.T @ Z, Z.T @ T, rcond).T
 
 
@@ -103,12 +120,8 @@ def input_gains(
         fprime: f' of the hidden units [P, Nh].
         G: negative gradient [Nh, N+1] of the weights that belong to X.
     """
-    n = X.shape[1]
-    H, g = X.new_zeros(n, n), X.new_zeros(n)
-    for e, w in zip(E.T, W_oh, strict=True):
-        J = X * ((fprime * w) @ G)  # derivatives of one output by the gains
-        H += (2 / len(X)) * J.T @ J
-        g += (2 / len(X)) * J.T @ e
+    J = (X * ((fprime * W_oh[:, None]) @ G)).flatten(0, 1)  # derivatives [M P, N+1] of all outputs by the gains
+    H, g = (2 / len(X)) * J.T @ J, (2 / len(X)) * J.T @ E.T.flatten()
     return solve(H, g, rcond), H, g
 
 
@@ -188,13 +201,15 @@ class OIGTrainer:
 
     def solved(self, W: Tensor, X: Tensor, T: Tensor) -> Network:
         """The network with input weights W [Nh, N+1] and the best output weights for inputs X [P, N+1]."""
-        return self._solved(W, X, T)[0]
+        return self._fitted(W, None, X, T).network
 
-    def _solved(self, W: Tensor, X: Tensor, T: Tensor) -> tuple[Network, float]:
-        """That network and its error, hidden units evaluated once."""
-        O, _ = ACTIVATIONS[self.activation](X @ W.T)
-        network = Network(W, owo(X, O, T, self.rcond), self.activation)
-        return network, float((T - torch.cat([X, O], 1) @ network.Wo.T).square().sum(1).mean())
+    def _fitted(self, W: Tensor, Wo: Tensor | None, X: Tensor, T: Tensor) -> Fitted:
+        """The network with these weights, the best output weights if none are given; hidden units evaluated once."""
+        O, fprime = ACTIVATIONS[self.activation](X @ W.T)
+        Z = torch.cat([X, O], 1)
+        Wo = _least_squares(Z, T, self.rcond) if Wo is None else Wo
+        E = T - Z @ Wo.T
+        return Fitted(Network(W, Wo, self.activation), fprime, E, float(E.square().sum(1).mean()))
 
     @torch.no_grad()
     def fit(
@@ -220,27 +235,25 @@ class OIGTrainer:
         if network.W.shape[1] != X.shape[1] or len(network.Wo) != T.shape[1]:
             raise ValueError(f"the network takes {network.W.shape[1] - 1} inputs and gives {len(network.Wo)} outputs")
         A = whitening(X.T @ X / len(X), self.rcond)
-        history = History(network, [network.error(X, T)], [1])
+        here = self._fitted(network.W, network.Wo, X, T)
+        history = History(here.network, [here.error], [1])
         if callback:
-            callback(0, network)
+            callback(0, history.network)
         for iteration in range(1, self.iterations + 1):
-            trials = self._iterate(history, X, T, A)
+            here, trials = self._next(here, X, T, A)
+            history.network = here.network
+            history.error.append(here.error)
             history.trials.append(trials)
             if callback:
                 callback(iteration, history.network)
         return history
 
-    def _iterate(self, history: History, X: Tensor, T: Tensor, A: Tensor) -> int:
-        """One step of both kinds; returns the number of networks tried."""
-        network, error = history.network, history.error[-1]
-        O, fprime = network.hidden(X)
-        E = T - torch.cat([X, O], 1) @ network.Wo.T
-        step = ALGORITHMS[self.algorithm](X, E, network.Wo[:, X.shape[1] :], fprime, A, self.rcond)
+    def _next(self, here: Fitted, X: Tensor, T: Tensor, A: Tensor) -> tuple[Fitted, int]:
+        """One step of both kinds, and the number of networks tried."""
+        W_oh = here.network.Wo[:, X.shape[1] :]
+        step = ALGORITHMS[self.algorithm](X, here.E, W_oh, here.fprime, A, self.rcond)
         for trial in range(HALVINGS + 1):
-            candidate, found = self._solved(network.W + step / 2**trial, X, T)
-            if found < error:
-                history.network = candidate
-                history.error.append(found)
-                return trial + 1
-        history.error.append(error)
-        return HALVINGS + 1
+            candidate = self._fitted(here.network.W + step / 2**trial, None, X, T)
+            if candidate.error < here.error:
+                return candidate, trial + 1
+        return here, HALVINGS + 1
