@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from secondlook.optimizers import oasis_minimize
 from secondlook.optimizers.oasis import experiment
 from secondlook.optimizers.oasis.objectives import Objective, descend, lbfgs_values
 from secondlook.optimizers.oasis.race import Race, Trace
@@ -53,6 +54,33 @@ def test_every_rule_descends(rule, rate):
 def test_unknown_rule_is_named():
     with pytest.raises(ValueError, match="no rule 'newton'"):
         next(descend(small_objective(), "newton", normal(5, 1), torch.ones(1)))
+
+
+@pytest.mark.parametrize("loss", ["logistic", "squares"])
+def test_starts_run_at_once_go_the_ways_they_go_alone(loss):
+    """Same starts, signs, first steps and ends, for OASIS and for AdaHessian."""
+    o = small_objective(loss)
+    race, etas = Race(o, 1e-4, 200), [1e-4, 1e-2, 1e-1]
+    for seed, eta, trace in zip([0, 1, 7], etas, race.oasis([0, 1, 7], etas), strict=True):
+        start, signs = race.start(seed), torch.Generator().manual_seed(seed)
+        settings = {"max_iter": 200, "tol": 0, "target": float(race.goal(start)), "generator": signs, "eta0": eta}
+        alone = oasis_minimize(o.value, o.gradient, o.product, start, **settings)
+        assert len(trace.gaps) > 8
+        np.testing.assert_allclose(trace.gaps, o.gap(alone.values, start), rtol=1e-6)
+        np.testing.assert_allclose(trace.steps, alone.steps, rtol=1e-6)
+    together = race.adahessian(0.3, [0, 1, 7])
+    assert len({len(trace.gaps) for trace in together}) > 1  # a start that is done keeps its end
+    for seed, trace in zip([0, 1, 7], together, strict=True):
+        np.testing.assert_allclose(trace.gaps, race.adahessian(0.3, [seed])[0].gaps, rtol=1e-6)
+
+
+def test_value_and_gradient_come_together():
+    o, w = small_objective("squares"), normal(5, 3)
+    value, gradient = o.both(w)
+    assert torch.equal(value, o.value(w))
+    assert torch.equal(gradient, o.gradient(w))
+    v = normal(5, 3, seed=1)
+    torch.testing.assert_close(o.product(w, v)[:, 2], o.product(w[:, 2], v[:, 2]))
 
 
 def test_evaluations_count_products_twice_and_the_first_ten():

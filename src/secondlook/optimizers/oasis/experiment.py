@@ -11,7 +11,7 @@ from torch import nn
 from secondlook.optimizers.adahessian.method import AdaHessian
 from secondlook.optimizers.oasis.method import OASIS
 from secondlook.optimizers.oasis.objectives import Objective
-from secondlook.optimizers.oasis.race import Race
+from secondlook.optimizers.oasis.race import ETA0, Race
 from secondlook.problems import datasets
 from secondlook.problems.datasets import Dataset
 from secondlook.problems.models import lenet, mlp
@@ -21,7 +21,6 @@ from secondlook.problems.tuning import TUNING_SEED
 from secondlook.suite.runner import Run
 
 FIRST_ORDER = ("gd", "nesterov", "adam")
-ETA0 = 1e-3  # the first step of the adaptive methods, unless it is what varies
 
 
 def evaluations(run: Run, *, problems: list[str], gap: float, limit: int, rates: dict[str, list[float]]) -> None:
@@ -66,7 +65,7 @@ def first_step(run: Run, *, problems: list[str], gap: float, limit: int, etas: l
         race = Race(Objective.of(problem, run.device), gap, limit)
         pairs = [(seed, eta) for seed in run.seeds for eta in etas]
         fixed = race.first_order("gd", [eta / race.unit("gd") for _, eta in pairs], [seed for seed, _ in pairs])
-        adaptive = [race.oasis([seed], eta0=eta)[0] for seed, eta in pairs]
+        adaptive = race.oasis([seed for seed, _ in pairs], [eta for _, eta in pairs])
         for method, traces in {"oasis": adaptive, "gd-fixed": fixed}.items():
             needed = [trace.iterations(gap, limit) for trace in traces]
             for i, seed in enumerate(run.seeds):
@@ -105,12 +104,9 @@ def scaling(run: Run, *, problems: list[str], iterations: int, more: int, decade
             draw = torch.rand(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
             objective = Objective.of(problem, run.device, (decades * (2 * draw - 1)).to(run.device))
             race, longer = (Race(objective, 0.0, limit, spread=0.0) for limit in (iterations, more * iterations))
-            arms = {
-                "oasis": race.oasis([seed]),
-                "oasis-copy": race.oasis([seed + COPY]),
-                "adgd": longer.first_order("adgd", ETA0, [seed]),
-            }
-            for method, (trace,) in arms.items():
+            ours, copy = race.oasis([seed, seed + COPY])
+            (unscaled,) = longer.first_order("adgd", ETA0, [seed])
+            for method, trace in {"oasis": ours, "oasis-copy": copy, "adgd": unscaled}.items():
                 shown = trace.shown()
                 at = {"method": method, "problem": problem, "seed": seed}
                 run.record_series("scaled_gap", trace.gaps[shown], steps=shown, **at)
@@ -149,8 +145,21 @@ def optimizer(arm: str, model: nn.Module, lr: float, seed: int) -> torch.optim.O
     raise ValueError(f"no arm {arm!r}; use sgd, sgd-untuned, adam, adahessian, oasis or oasis-fixed")
 
 
-def train(arm: str, lr: float, seed: int, network: Network, data: Dataset, *, epochs: int, batch_size: int) -> History:
-    """One run. Rates fall along half a cosine for all arms but the untuned ones, which are left alone."""
+def train(
+    arm: str,
+    lr: float,
+    seed: int,
+    network: Network,
+    data: Dataset,
+    *,
+    epochs: int,
+    batch_size: int,
+    curve: bool = False,
+) -> History:
+    """One run. Rates fall along half a cosine for all arms but the untuned ones, which are left alone.
+
+    Rows are one an epoch for a `curve`, the end otherwise.
+    """
     device = data.train.x.device
     model = network.model(generator=torch.Generator().manual_seed(3 * seed)).to(device)
     batches = minibatches(*data.train, batch_size, torch.Generator(device).manual_seed(3 * seed + 1))
@@ -171,7 +180,7 @@ def train(arm: str, lr: float, seed: int, network: Network, data: Dataset, *, ep
         graph=getattr(opt, "wants_graph", False),
         closure=getattr(opt, "needs_closure", False),
         evaluate=evaluate,
-        every=batches.steps_per_epoch,
+        every=batches.steps_per_epoch if curve else None,
     )
 
 
@@ -189,7 +198,7 @@ def networks(run: Run, *, problems: list[str], epochs: int, batch_size: int, rat
             tried = [loss_of(go(lr, TUNING_SEED)) if len(choice) > 1 else 0.0 for lr in choice]
             lr = choice[int(np.argmin(tried))]
             run.record("tuned_rate", lr, method=arm, problem=problem)
-            ends[arm] = [go(lr, seed) for seed in run.seeds]
+            ends[arm] = [go(lr, seed, curve=True) for seed in run.seeds]
         rivals = [arm for arm in rates if arm not in ("oasis", "oasis-fixed", "sgd-untuned")]
         for i, seed in enumerate(run.seeds):
             best = min((ends[arm][i] for arm in rivals), key=loss_of)

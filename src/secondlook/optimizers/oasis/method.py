@@ -37,7 +37,12 @@ def step_length(
     """
     root = torch._foreach_sqrt(scale)
     span, bend = _norm(torch._foreach_mul(moved, root)), _norm(torch._foreach_div(turned, root))
-    proposal = torch.minimum((1 + theta).sqrt() * eta, (span / (2 * bend)).to(eta.dtype))
+    return limited(eta, theta, (span / (2 * bend)).to(eta.dtype))
+
+
+def limited(eta: Tensor, theta: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The step length `wanted`, as far as the last growth allows, and its growth; entry by entry."""
+    proposal = torch.minimum((1 + theta).sqrt() * eta, wanted)
     usable = proposal.isfinite() & (proposal > 0)
     return torch.where(usable, proposal, eta), torch.where(usable, proposal / eta, theta)
 

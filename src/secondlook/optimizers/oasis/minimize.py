@@ -1,6 +1,7 @@
 """OASIS for one smooth function that comes with its gradient and its Hessian-vector products."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secondlook.curvature import probe_vectors
-from secondlook.optimizers.oasis.method import check, step_length, truncate
+from secondlook.optimizers.oasis.method import check, limited, truncate
 
 WARMUP = 10  # sign vectors of the first D
 
@@ -57,27 +58,48 @@ def oasis_minimize(
     check(beta2=beta2, alpha=alpha, eta0=eta0)
     generator = generator or torch.Generator(x0.device).manual_seed(0)
 
-    def diagonal(x: Tensor, signs: Tensor | None, count: int) -> Tensor:
-        if signs is None:
-            signs = probe_vectors(len(x), count, generator=generator, dtype=x.dtype, device=x.device).T
-        return torch.stack([z * hvp(x, z) for z in signs]).mean(0)
+    def signs(k: int) -> Tensor:
+        given, count = (probes0, WARMUP) if k == 0 else (None if probes is None else probes[k - 1 : k], 1)
+        if given is not None:
+            return given
+        return probe_vectors(len(x0), count, generator=generator, dtype=x0.dtype, device=x0.device).T
 
-    x, g = before = x0, grad(x0)
-    eta, theta = x.new_tensor(eta0), x.new_tensor(inf)
-    values, norms, steps = [float(f(x))], [float(torch.linalg.vector_norm(g))], []
-    while len(steps) < max_iter and norms[-1] > tol and values[-1] > target:
-        k = len(steps)
-        if k == 0:
-            average = diagonal(x, probes0, WARMUP)
-        else:
-            seen = diagonal(x, None if probes is None else probes[k - 1 : k], 1)
-            average = beta2 * average + (1 - beta2) * seen
-        (scale,) = truncate([average], alpha)
-        eta, theta = step_length(eta, theta, [x - before[0]], [g - before[1]], [scale])
-        before = x, g
-        x = x - eta * g / scale
-        g = grad(x)
+    values, norms, steps = [], [], []
+    for x, g, eta in iterates(grad, hvp, x0, signs, beta2, alpha, eta0):
         values.append(float(f(x)))
         norms.append(float(torch.linalg.vector_norm(g)))
         steps.append(float(eta))
-    return Result(x, norms[-1] <= tol or values[-1] <= target, values, norms, steps)
+        if len(steps) > max_iter or norms[-1] <= tol or values[-1] <= target:
+            break
+    return Result(x, norms[-1] <= tol or values[-1] <= target, values, norms, steps[1:])
+
+
+def iterates(
+    grad: Callable[[Tensor], Tensor],
+    hvp: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    signs: Callable[[int], Iterable[Tensor]],
+    beta2: float = 0.99,
+    alpha: float = 1e-3,
+    eta0: float | Sequence[float] = 1e-3,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Point, gradient and step length, at the start (where that is `eta0`) and after each iteration, for ever.
+
+    The points are `[d]`, or `[d, m]` with every column on a way of its own. `signs(k)` are the sign vectors of
+    iteration k, each like `x0`: several for the first, one for the others. `eta0` is one number or one a column.
+    """
+    x, g, eta = x0, grad(x0), x0.new_tensor(eta0).expand(x0.shape[1:])
+    theta, average = torch.full_like(eta, inf), torch.zeros_like(x)
+    before = x, g
+    yield x, g, eta
+    for k in itertools.count():
+        seen = torch.stack([z * hvp(x, z) for z in signs(k)]).mean(0)
+        average = beta2 * average + (1 - beta2) * seen if k else seen
+        (scale,) = truncate([average], alpha)
+        root = scale.sqrt()
+        span, bend = (torch.linalg.vector_norm(v, dim=0) for v in ((x - before[0]) * root, (g - before[1]) / root))
+        eta, theta = limited(eta, theta, span / (2 * bend))
+        before = x, g
+        x = x - eta * g / scale
+        g = grad(x)
+        yield x, g, eta

@@ -71,19 +71,32 @@ class Objective:
 
     def value(self, w: Tensor) -> Tensor:
         """At `[d]`, or at each column of `[d, m]`."""
-        return self._points("value", w).mean(0) + self.ridge / 2 * (w * w).sum(0)
+        return self._value(w, self.x @ w)
 
     def gradient(self, w: Tensor) -> Tensor:
         """At `[d]`, or at each column of `[d, m]`."""
-        return self.x.T @ self._points("slope", w) / len(self.x) + self.ridge * w
+        return self._gradient(w, self.x @ w)
+
+    def both(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient, from the same margins."""
+        margins = self.x @ w
+        return self._value(w, margins), self._gradient(w, margins)
 
     def product(self, w: Tensor, v: Tensor) -> Tensor:
-        """The Hessian at `[d]` times `[d]` or `[d, m]`."""
-        bend = self._points("bend", w).view(-1, *[1] * (v.ndim - 1))
-        return self.x.T @ (bend * (self.x @ v)) / len(self.x) + self.ridge * v
+        """The Hessian at `[d]` times `[d]` or `[d, m]`, or those at the columns of `[d, m]` times one of `v` each."""
+        bend = self._points("bend", self.x @ w)
+        return (
+            self.x.T @ (bend.view(*bend.shape, *[1] * (v.ndim - w.ndim)) * (self.x @ v)) / len(self.x) + self.ridge * v
+        )
 
-    def _points(self, what: str, w: Tensor) -> Tensor:
-        return getattr(LOSSES[self.loss], what)(self.x @ w, self.y.view(-1, *[1] * (w.ndim - 1)))
+    def _value(self, w: Tensor, margins: Tensor) -> Tensor:
+        return self._points("value", margins).mean(0) + self.ridge / 2 * (w * w).sum(0)
+
+    def _gradient(self, w: Tensor, margins: Tensor) -> Tensor:
+        return self.x.T @ self._points("slope", margins) / len(self.x) + self.ridge * w
+
+    def _points(self, what: str, margins: Tensor) -> Tensor:
+        return getattr(LOSSES[self.loss], what)(margins, self.y.view(-1, *[1] * (margins.ndim - 1)))
 
     @cached_property
     def smoothness(self) -> float:
@@ -106,9 +119,9 @@ class Objective:
         )
 
     def gap(self, values: float | Tensor | Sequence[float], start: Tensor) -> Tensor:
-        """(F - F*) / (F(start) - F*), not below rounding."""
+        """(F - F*) / (F(start) - F*), not below rounding; of values `[k]`, or `[k, m]` from starts `[d, m]`."""
         first = self.value(start) - self.optimum
-        return ((torch.as_tensor(values, dtype=self.x.dtype) - self.optimum) / first.cpu()).clamp_min(1e-16)
+        return ((torch.as_tensor(values, dtype=self.x.dtype).cpu() - self.optimum) / first.cpu()).clamp_min(1e-16)
 
 
 def descend(objective: Objective, rule: str, starts: Tensor, lrs: Tensor) -> Iterator[Tensor]:
@@ -120,9 +133,8 @@ def descend(objective: Objective, rule: str, starts: Tensor, lrs: Tensor) -> Ite
     """
     w, m, v = starts, torch.zeros_like(starts), torch.zeros_like(starts)
     step, growth = lrs, torch.full_like(lrs, torch.inf)
-    root = (lrs * objective.ridge).sqrt()
+    root, g = (lrs * objective.ridge).sqrt(), objective.gradient(starts)
     for k in itertools.count(1):
-        g = objective.gradient(w)
         match rule:
             case "gd":
                 w = w - lrs * g
@@ -142,7 +154,8 @@ def descend(objective: Objective, rule: str, starts: Tensor, lrs: Tensor) -> Ite
                 m, v, w = w, g, w - step * g
             case _:
                 raise ValueError(f"no rule {rule!r}; use gd, gd-decaying, nesterov, adam or adgd")
-        yield objective.value(w)
+        here, g = objective.both(w)
+        yield here
 
 
 def lbfgs_values(objective: Objective, start: Tensor, limit: int) -> list[float]:

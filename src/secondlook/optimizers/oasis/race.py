@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.optimizers.adahessian.method import AdaHessian
-from secondlook.optimizers.oasis.minimize import WARMUP, oasis_minimize
+from secondlook.curvature import probe_vectors
+from secondlook.optimizers.adahessian.method import AdaHessian, sign_vectors
+from secondlook.optimizers.oasis.minimize import WARMUP, iterates
 from secondlook.optimizers.oasis.objectives import Objective, descend, lbfgs_values
 
 GRADIENT, PRODUCT = 1, 2  # evaluations that a gradient (with its value) and a Hessian-vector product count as
+ETA0 = 1e-3  # the first step of the adaptive methods, unless it is what varies
 
 
 @dataclass(frozen=True)
@@ -52,34 +54,53 @@ class Race:
         weights = torch.randn(self.objective.x.shape[1], generator=generator, dtype=torch.float64)
         return self.spread * weights.to(self.objective.x.device)
 
-    def goal(self, start: Tensor) -> float:
-        return self.objective.optimum + self.gap * (float(self.objective.value(start)) - self.objective.optimum)
+    def starts(self, seeds: Sequence[int]) -> Tensor:
+        return torch.stack([self.start(seed) for seed in seeds], 1)
 
-    def trace(self, start: Tensor, values: Sequence[float], **more: object) -> Trace:
-        return Trace(self.objective.gap(values, start).numpy(), **more)  # type: ignore[arg-type]
+    def goal(self, start: Tensor) -> Tensor:
+        """The value that closes the gap, from `[d]` or from each column of `[d, m]`."""
+        return self.objective.optimum + self.gap * (self.objective.value(start) - self.objective.optimum)
+
+    def closed(self, w: Tensor, values: list[Tensor], steps: Sequence[Tensor] = (), **price: int) -> list[Trace]:
+        """Traces of the columns of `w`, each until it has closed the gap or is no number; `values` start at `w`."""
+        found, goals = torch.stack(values, 1), self.goal(w)
+        gaps, lengths = self.objective.gap(found.T, w).T.numpy(), torch.stack(list(steps), 1).tolist() if steps else []
+        traces = []
+        for i, over in enumerate(~((found > goals[:, None]) & found.isfinite())):
+            end = int(over.nonzero()[0]) if over.any() else len(values) - 1
+            traces.append(Trace(gaps[i, : end + 1], **price, steps=tuple(lengths[i][:end]) if steps else ()))
+        return traces
 
     @torch.inference_mode()
-    def oasis(self, seeds: Sequence[int], **options: float) -> list[Trace]:
-        """The method, with one setting for everything."""
-        o, found = self.objective, []
-        for seed in seeds:
-            w, signs = self.start(seed), torch.Generator(o.x.device).manual_seed(seed)
-            settings = {"max_iter": self.limit, "tol": 0, "target": self.goal(w), "generator": signs, **options}
-            r = oasis_minimize(o.value, o.gradient, o.product, w, **settings)
-            price = {"cost": GRADIENT + PRODUCT, "once": WARMUP * PRODUCT, "steps": tuple(r.steps)}
-            found.append(self.trace(w, r.values, **price))
-        return found
+    def oasis(self, seeds: Sequence[int], eta0: float | Sequence[float] = ETA0) -> list[Trace]:
+        """The method from all seeds at once, with one setting for everything but, maybe, the first step."""
+        o, w = self.objective, self.starts(seeds)
+        streams = [torch.Generator(o.x.device).manual_seed(seed) for seed in seeds]
+
+        def signs(k: int) -> Sequence[Tensor]:
+            count = 1 if k else WARMUP
+            drawn = [probe_vectors(len(w), count, generator=s, dtype=w.dtype, device=w.device) for s in streams]
+            return torch.stack(drawn, 2).unbind(1)
+
+        values, steps, goals = [], [], self.goal(w)
+        short = torch.ones_like(goals, dtype=torch.bool)
+        for x, _, eta in itertools.islice(iterates(o.gradient, o.product, w, signs, eta0=eta0), self.limit + 1):
+            values.append(o.value(x))
+            steps.append(eta)
+            short &= values[-1] > goals
+            if not short.any():
+                break
+        return self.closed(w, values, steps[1:], cost=GRADIENT + PRODUCT, once=WARMUP * PRODUCT)
 
     def lbfgs(self, seeds: Sequence[int]) -> list[Trace]:
         starts = [self.start(seed) for seed in seeds]
-        return [self.trace(w, lbfgs_values(self.objective, w, self.limit)) for w in starts]
+        return [Trace(self.objective.gap(lbfgs_values(self.objective, w, self.limit), w).numpy()) for w in starts]
 
     @torch.inference_mode()
     def first_order(self, rule: str, rates: float | Sequence[float], seeds: Sequence[int]) -> list[Trace]:
         """A rule of `descend` from all seeds at once, at one rate or one each, until the last has closed the gap."""
-        starts = [self.start(seed) for seed in seeds]
-        w = torch.stack(starts, 1)
-        goals = w.new_tensor([self.goal(s) for s in starts])
+        w = self.starts(seeds)
+        goals = self.goal(w)
         lrs = w.new_tensor(rates).expand_as(goals) * self.unit(rule)
         values, short = [self.objective.value(w)], torch.ones_like(goals, dtype=torch.bool)
         for here in itertools.islice(descend(self.objective, rule, w, lrs), self.limit):
@@ -87,21 +108,22 @@ class Race:
             short &= here > goals
             if not short.any():
                 break
-        return [self.trace(s, v) for s, v in zip(starts, torch.stack(values, 1), strict=True)]
+        return [Trace(gaps) for gaps in self.objective.gap(torch.stack(values), w).T.numpy()]
 
     def adahessian(self, rate: float, seeds: Sequence[int], limit: int | None = None) -> list[Trace]:
-        """AdaHessian on the whole objective, at a constant learning rate."""
-        o, found = self.objective, []
-        for seed in seeds:
-            w, goal = self.start(seed).requires_grad_(), self.goal(self.start(seed))
-            optimizer = AdaHessian([w], lr=rate, generator=torch.Generator(w.device).manual_seed(seed))
-            values = [float(o.value(w.detach()))]
-            while len(values) <= (limit or self.limit) and goal < values[-1] < np.inf:
-                w.grad = o.gradient(w)  # the closed form, which autograd differentiates once more
-                optimizer.step()
-                values.append(float(o.value(w.detach())))
-            found.append(self.trace(self.start(seed), values, cost=GRADIENT + PRODUCT))
-        return found
+        """AdaHessian on the whole objective from all seeds at once, at a constant learning rate."""
+        o, w = self.objective, self.starts(seeds).requires_grad_()
+        streams = [torch.Generator(w.device).manual_seed(seed) for seed in seeds]
+        optimizer, start = AdaHessian([w], lr=rate), w.detach().clone()
+        values, goals = [o.value(start)], self.goal(start)
+        short = torch.ones_like(goals, dtype=torch.bool)
+        while len(values) <= (limit or self.limit) and short.any():
+            w.grad = o.gradient(w)  # the closed form, which autograd differentiates once more
+            signs = torch.stack([sign_vectors([column], s)[0] for column, s in zip(start.T, streams, strict=True)], 1)
+            optimizer.step(probes=[signs])
+            values.append(o.value(w.detach()))
+            short &= (values[-1] > goals) & values[-1].isfinite()
+        return self.closed(start, values, cost=GRADIENT + PRODUCT)
 
     def unit(self, rule: str) -> float:
         """Rates of gradient descent and Nesterov's method are multiples of 1/L."""
@@ -117,7 +139,10 @@ class Race:
                     best, needed = rate, k
             return best, needed
         columns = start.new_tensor(rates) * self.unit(rule)
-        values, goal = descend(self.objective, rule, start[:, None].expand(-1, len(rates)), columns), self.goal(start)
+        values, goal = (
+            descend(self.objective, rule, start[:, None].expand(-1, len(rates)), columns),
+            float(self.goal(start)),
+        )
         for k, here in enumerate(itertools.islice(values, self.limit), 1):
             nearest = int(here.nan_to_num(nan=torch.inf).argmin())
             if (here <= goal).any():
