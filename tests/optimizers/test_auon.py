@@ -12,6 +12,7 @@ from torch import nn
 from secondlook.optimizers import AuON, Muon
 from secondlook.optimizers.auon import Together, cosh_rms, newton_schulz5
 from secondlook.optimizers.auon.setting import RULES, counted, direction, sgd
+from secondlook.optimizers.auon.side_by_side import train_seeds
 from secondlook.optimizers.hidden import Recipe, digits, hidden, optimizer
 
 SHAPES = [(6, 9), (9, 6), (7, 7), (5,), (4, 2, 3, 3)]
@@ -261,3 +262,19 @@ def test_a_copy_trains_from_another_start():
     ends = [recipe.train(arm, {"lr": 1.0}, 0).last("val_loss") for arm in ("sgd", "sgd", "sgd-copy", "muon")]
     assert ends[0] == ends[1]
     assert len(set(ends)) == 3
+
+
+@pytest.mark.parametrize("arm", ["sgd", "sgd-copy", "auon-printed", "hybrid", "muon", "adamw"])
+def test_seeds_side_by_side_are_those_of_each_alone(arm):
+    recipe = Recipe(digits([64, 16, 16, 10], 32, "cpu"), RULES, 12, 3, 3e-3, "cpu")
+    found = train_seeds(recipe, arm, {"lr": 0.1}, range(3))
+    for seed, history in enumerate(found):
+        alone = recipe.train(arm, {"lr": 0.1}, seed)
+        for name in ("step", "train_loss", "val_loss", "test_loss"):
+            assert history.column(name) == alone.column(name)
+    assert found[0].rows != found[1].rows
+
+
+def test_one_that_diverges_leaves_the_others_alone():
+    recipe = Recipe(digits([64, 8, 8, 10], 32, "cpu"), RULES, 4, 2, 3e-3, "cpu")
+    assert all(history.diverged for history in train_seeds(recipe, "sgd", {"lr": math.inf}, range(2)))
