@@ -43,14 +43,18 @@ class Problem:
         return (self.c * phi).sum(-1)
 
     def gradient(self, x: Tensor) -> Tensor:
-        s = self.along(x)
-        g = self.c * (s if self.quadratic else s.tanh())
-        return g if self.turn is None else torch.einsum("sij,...si->...sj", self.turn, g)
+        return self.derivatives(x)[0]
 
-    def diagonal(self, x: Tensor) -> Tensor:
-        """Exact diagonal of the Hessian."""
-        h = self.c * (torch.ones_like(x) if self.quadratic else 1 - self.along(x).tanh() ** 2)
-        return h if self.turn is None else torch.einsum("sij,...si->...sj", self.turn**2, h)
+    def derivatives(self, x: Tensor, second: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The gradient and, where asked for, the exact diagonal of the Hessian."""
+        s = self.along(x)
+        slope = s if self.quadratic else s.tanh()
+        g = self.c * slope
+        h = self.c * (torch.ones_like(x) if self.quadratic else 1 - slope**2) if second else None
+        if self.turn is not None:
+            g = torch.einsum("sij,...si->...sj", self.turn, g)
+            h = torch.einsum("sij,...si->...sj", self.turn**2, h) if second else None
+        return g, h
 
 
 Advance = Callable[[], None]
@@ -79,10 +83,12 @@ def by_class(problem: Problem, x: Tensor, make: Callable[..., torch.optim.Optimi
     optimizer = make([{"params": [part], **group} for part, group in zip(parts, groups, strict=True)])
 
     def advance() -> None:
-        for part, g in zip(parts, problem.gradient(x), strict=True):
+        due = getattr(optimizer, "due", False)
+        gradient, diagonal = problem.derivatives(x, second=due)
+        for part, g in zip(parts, gradient.unbind(), strict=True):
             part.grad = g
-        if getattr(optimizer, "due", False):
-            optimizer.observe(problem.diagonal(x).unbind())
+        if due:
+            optimizer.observe(diagonal.unbind())
         optimizer.step()
 
     return advance

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -82,23 +82,36 @@ def estimator(run: Run, *, width: int, batch_size: int, train_steps: int, draws:
         }
         for method in ("bartlett", "true-labels", "hutchinson"):
             truth = exact["hessian" if method == "hutchinson" else "gauss-newton"]
-            single = torch.stack([estimate(method, model, batch, g) for _ in range(draws)])
+            single = estimates(method, model, batch, draws, g)
             for n in counts:
                 error = (single.view(-1, n, len(truth)).mean(1) - truth).square().sum(1).mean().sqrt() / truth.norm()
                 run.record("diagonal_error", error, method=method, problem="digits-mlp", seed=seed, step=n)
 
 
-def estimate(method: str, model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
-    """One estimate of the diagonal, flat: bartlett, the same with true-labels, or hutchinson with a Gaussian vector."""
+def estimates(
+    method: str, model: nn.Module, batch: tuple[Tensor, Tensor], draws: int, generator: torch.Generator
+) -> Tensor:
+    """Estimates of the diagonal `[draws, n]`: bartlett, the same with true-labels, or hutchinson with Gaussian vectors.
+
+    All of them come from one forward pass, and hutchinson's from one graph of the gradient.
+    """
     x, y = batch
     params, scores = list(model.parameters()), model(x)
-    if method == "hutchinson":
-        grads = torch.autograd.grad(F.cross_entropy(scores, y), params, create_graph=True)
+    if method == "true-labels":  # no chance in it
+        return flat(bartlett_diag(scores, params, labels=y)).repeat(draws, 1)
+    if method == "bartlett":
+        return torch.stack([flat(bartlett_diag(scores, params, generator=generator)) for _ in range(draws)])
+    grads = torch.autograd.grad(F.cross_entropy(scores, y), params, create_graph=True)
+
+    def product() -> list[Tensor]:
         u = [torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device) for p in params]
-        found = hutchinson_diag(grads, params, signed=True, probes=[u])
-    else:
-        found = bartlett_diag(scores, params, labels=y if method == "true-labels" else None, generator=generator)
-    return torch.cat([d.flatten() for d in found])
+        return hutchinson_diag(grads, params, signed=True, probes=[u])
+
+    return torch.stack([flat(product()) for _ in range(draws)])
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
 
 
 def language(

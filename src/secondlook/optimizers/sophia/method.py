@@ -158,14 +158,16 @@ class Sophia(Base):
             if p not in self.state:
                 self.state[p] = {"exp_avg": torch.zeros_like(p), "curvature": torch.zeros_like(p)}
         sign = -1 if group["maximize"] else 1
-        m = [self.state[p]["exp_avg"] for p in params]
+        states = [self.state[p] for p in params]
+        m, h = ([s[name] for s in states] for name in ("exp_avg", "curvature"))
         torch._foreach_mul_(m, beta1)
         torch._foreach_add_(m, [p.grad for p in params], alpha=sign * (1 - beta1))
-        if known := [p for p in params if p in self.estimate]:
-            h = [self.state[p]["curvature"] for p in known]
-            torch._foreach_mul_(h, beta2)
-            torch._foreach_add_(h, [self.estimate[p] for p in known], alpha=sign * (1 - beta2))
-        step = torch._foreach_mul([self.state[p]["curvature"] for p in params], group["rho"])
+        found = [self.estimate.get(p) for p in params] if self.estimate else []
+        if known := [i for i, estimate in enumerate(found) if estimate is not None]:
+            refreshed = [h[i] for i in known]
+            torch._foreach_mul_(refreshed, beta2)
+            torch._foreach_add_(refreshed, [found[i] for i in known], alpha=sign * (1 - beta2))
+        step = torch._foreach_mul(h, group["rho"])
         torch._foreach_clamp_min_(step, group["eps"])
         step = torch._foreach_div(m, step)
         torch._foreach_clamp_min_(step, -1)
