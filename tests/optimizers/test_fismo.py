@@ -280,14 +280,18 @@ def test_spectra_and_directions_are_measured_right():
     assert unit_gap(A, -A).item() == pytest.approx(2)
 
 
-def test_a_shadow_takes_no_part():
+@pytest.mark.parametrize("polar", ["ns5", "svd"])
+def test_a_shadow_takes_no_part(polar):
+    """Its updates add up to FISMO's own run, also where they are asked for with another polar factor."""
     w = normal(4, 4).requires_grad_()
-    before, shadow = w.detach().clone(), Shadow("fismo-svd", [w])
-    updates = [shadow.updates([normal(4, 4, seed=s)])[0] for s in range(3)]
-    assert torch.equal(w.detach(), before)
+    before, shadow, updates = w.detach().clone(), Shadow("fismo", [w]), []
     reference = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
-    opt = FISMO([reference], 1.0)
+    opt = FISMO([reference], 1.0, polar=polar)
     for s in range(3):
-        reference.grad = normal(4, 4, seed=s)
+        grads = [normal(4, 4, seed=s)]
+        updates.append(shadow.update(grads, polar=polar)[0])
+        shadow.follow(grads)
+        reference.grad = grads[0]
         opt.step()
+    assert torch.equal(w.detach(), before)
     torch.testing.assert_close(sum(updates), reference.detach(), rtol=0, atol=1e-12)

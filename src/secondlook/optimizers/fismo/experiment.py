@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secondlook.optimizers.fismo.matrices import Regression, factorisation
 from secondlook.optimizers.fismo.method import FISMO
-from secondlook.optimizers.fismo.setting import RULES, TASKS, Shadow, float64_task, made
+from secondlook.optimizers.fismo.setting import EXACT, RULES, TASKS, Shadow, float64_task, made
 from secondlook.optimizers.hidden import Recipe, hidden, optimizer, text
 from secondlook.problems.tuning import TUNING_SEED, Grid, best, choices
 from secondlook.suite.runner import Run
@@ -43,12 +43,16 @@ def updates(
         opt = optimizer(RULES["muon"], model, rest_lr, lr=lr)
         matrices = hidden(model)
         looked_at = dict.fromkeys([(r, 1.0) for r in rules] + [(r, c) for r in scaled_rules for c in loss_scales])
-        shadows = {(rule, c): Shadow(rule, matrices) for rule, c in looked_at}
+        shadows = {(EXACT.get(r, r), c): Shadow(EXACT.get(r, r), matrices) for r, c in looked_at}
         for step in range(1, steps + 1):
             opt.zero_grad()
             task.measures["loss"](model, next(batches)).backward()
-            grads = [w.grad for w in matrices]
-            found = {(rule, c): s.updates(torch._foreach_mul(grads, c)) for (rule, c), s in shadows.items()}
+            grads = {c: torch._foreach_mul([w.grad for w in matrices], c) for c in {c for _, c in looked_at}}
+            found = {}
+            if step % every == 0 or step == steps:
+                for rule, c in looked_at:
+                    shadow = shadows[EXACT.get(rule, rule), c]
+                    found[rule, c] = shadow.update(grads[c], **({"polar": "svd"} if rule in EXACT else {}))
             for (rule, c), layer in itertools.product(found, range(len(matrices))):
                 at = {"method": rule, "problem": f"layer-{layer + 1}", "seed": seed}
                 update, muon = found[rule, c][layer], found["identity", 1.0][layer]
@@ -58,6 +62,8 @@ def updates(
                 if step == steps and rule in scaled_rules and c in loss_scales:
                     run.record("scaled_log_condition", log_condition(update), step=c, **at)
                     run.record("scaled_departure", unit_gap(update, muon), step=c, **at)
+            for (_, c), shadow in shadows.items():
+                shadow.follow(grads[c])
             opt.step()
 
 
@@ -106,11 +112,14 @@ def regression(
 
 def rate(run: Run, *, shape: tuple[int, int, int], noise: float, lr: float, lengths: list[int]) -> None:
     """Mean squared gradient norm of a run against its number of steps T, with the rate lr / sqrt(T) and without."""
-    for method in run.track(["fismo", "fismo-constant"], "schedules"):
-        for T in lengths:
-            eta = lr / math.sqrt(lengths[0] if method == "fismo-constant" else T)
-            norms = factorisation(partial(FISMO, lr=eta), list(run.seeds), shape, noise, T).mean(0)
-            for seed, value in zip(run.seeds, norms.tolist(), strict=True):
+    go = partial(factorisation, seeds=list(run.seeds), shape=shape, noise=noise)
+    longest = go(
+        partial(FISMO, lr=lr / math.sqrt(lengths[0])), steps=max(lengths)
+    )  # at one rate, with shorter ones in it
+    for T in run.track(lengths, "lengths"):
+        found = {"fismo": go(partial(FISMO, lr=lr / math.sqrt(T)), steps=T), "fismo-constant": longest[:T]}
+        for method, norms in found.items():
+            for seed, value in zip(run.seeds, norms.mean(0).tolist(), strict=True):
                 run.record("mean_sq_gradient", value, method=method, problem="factorisation", seed=seed, step=T)
 
 

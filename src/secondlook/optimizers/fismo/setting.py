@@ -1,5 +1,7 @@
 """The rules that are compared, the networks that they train, and updates that are looked at without being taken."""
 
+import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +19,6 @@ from secondlook.problems.images import ImageProblem
 from secondlook.problems.models import resnet20
 from secondlook.problems.training import accuracy, cross_entropy, minibatches
 
-LOOK = 2048  # training images on which the training loss is read
 IDENTITY = 1e12  # damping that leaves P = Q = I up to rounding
 
 
@@ -44,8 +45,8 @@ def accuracy_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
 def digits_with_accuracy(sizes: list[int], batch_size: int, device: str) -> Task:
     """A deep tanh network on 8x8 digits."""
     task = digits(sizes, batch_size, device)
-    task.measures["accuracy"] = accuracy_of
-    return task
+    held_out = {name: task.held_out[name] for name in ("val", "test")}  # the training loss is not asked for
+    return replace(task, measures={**task.measures, "accuracy": accuracy_of}, held_out=held_out)
 
 
 def cifar10(width: int, batch_size: int, device: str) -> Task:
@@ -55,7 +56,7 @@ def cifar10(width: int, batch_size: int, device: str) -> Task:
         lambda g: resnet20(width=width, generator=g).to(device),
         lambda g: minibatches(*data.train, batch_size, g, crop_and_flip),
         {"loss": cross_entropy, "accuracy": accuracy_of},
-        {"train": (data.train.x[:LOOK], data.train.y[:LOOK]), "val": tuple(data.val), "test": tuple(data.test)},
+        {"val": tuple(data.val), "test": tuple(data.test)},
     )
 
 
@@ -70,21 +71,33 @@ def float64_task(problem: str, network: dict[str, Any], batch_size: int, device:
 
 
 class Shadow:
-    """What an optimizer would do with the gradients of another's training, without taking part in it."""
+    """What an optimizer would do with the gradients of another's training, without taking part in it.
 
-    def __init__(self, rule: str, like: list[Tensor]) -> None:
-        dtype = torch.float32 if rule.endswith("-float32") else torch.float64
+    Several rules may share one, as FISMO's with exact polar factors does: they enter no state, only the step itself.
+    """
+
+    def __init__(self, name: str, like: list[Tensor]) -> None:
+        dtype = torch.float32 if name.endswith("-float32") else torch.float64
         self.weights = [torch.zeros_like(w, dtype=dtype).requires_grad_() for w in like]
-        self.optimizer = SHADOWS[rule.removesuffix("-float32")](self.weights, lr=1.0)
+        self.optimizer = SHADOWS[name.removesuffix("-float32")](self.weights, lr=1.0)
 
-    @torch.no_grad()
-    def updates(self, grads: list[Tensor]) -> list[Tensor]:
-        """Steps at learning rate 1 for the next gradients, downhill ones negative, in double precision."""
+    def follow(self, grads: list[Tensor]) -> None:
+        """Take the next gradients in."""
         for w, g in zip(self.weights, grads, strict=True):
-            w.zero_()
             w.grad = g.to(w.dtype, copy=True)
         self.optimizer.step()
-        return [w.detach().to(torch.float64, copy=True) for w in self.weights]
+
+    def update(self, grads: list[Tensor], **options: str) -> list[Tensor]:
+        """The step at learning rate 1 for the next gradients, downhill negative, in double precision; not taken.
+
+        `options` are the optimizer's, for this step alone.
+        """
+        twin = copy.deepcopy(self)
+        twin.optimizer.param_groups[0].update(options)
+        for w in twin.weights:
+            w.detach().zero_()
+        twin.follow(grads)
+        return [w.detach().to(torch.float64) for w in twin.weights]
 
 
 SHADOWS: dict[str, Any] = {
@@ -92,9 +105,11 @@ SHADOWS: dict[str, Any] = {
     "muon": partial(Muon, adjust_lr_fn="none"),
     "fismo": partial(FISMO, polar="ns5"),
     "fismo-relative": partial(FISMO, polar="ns5", relative=True),
-    "fismo-svd": FISMO,
-    "identity": partial(FISMO, damping=IDENTITY),  # Muon with exact steps and without Nesterov's blend
+    # Muon without Nesterov's blend; roots that stay at the identity are computed once
+    "identity": partial(FISMO, polar="ns5", damping=IDENTITY, every=10**9),
 }
+EXACT = {"fismo-svd": "fismo", "identity": "identity", "identity-float32": "identity-float32"}
+"""Rules with exact polar factors, and the shadows whose state they have."""
 
 
 def made(rule: str, params: list[Tensor], lr: float) -> Optimizer:
