@@ -216,6 +216,7 @@ def test_estimate_as_a_loss_gives_its_gradient():
     loss = with_estimate(ZOTrainer(model))(model, batch)
     loss.backward()
     assert loss == value
+    torch.testing.assert_close(loss.detach(), F.cross_entropy(model(batch[0]), batch[1]), rtol=0, atol=1e-14)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
 
 
