@@ -201,6 +201,7 @@ def test_gauss_newton_counts_its_matrix_and_fits_a_small_network_in_a_few_steps(
 def test_traces_and_signals():
     trace = Trace([1, 2, 3], [0.1, 0.2, 0.3], [5.0, 9.0, 9.0])
     assert (trace.reached(9), trace.reached(10), trace.at(1), trace.at(2.5)) == (2, math.inf, 5.0, 9.0)
+    assert trace.pace() == pytest.approx(0.1)
     for name, samples, shapes in (
         ("camera", 8, [(64, 2), (64, 1)]),
         ("astronaut", 8, [(64, 2), (64, 3)]),

@@ -14,7 +14,6 @@ from secondlook.optimizers.curvature_aware_coordinate_networks.method import Coo
 from secondlook.problems.pairing import streams
 from secondlook.problems.tuning import TUNING_SEED
 from secondlook.suite.runner import Run
-from secondlook.suite.timing import interleaved
 
 SMOOTH, KINKED = ("sine", "gauss"), "relu_pe"
 ARMS = ("lbfgs", "adam", "adam-copy")
@@ -45,7 +44,6 @@ def fits(
     rates: dict[str, list[float]],
     batch_rates: dict[str, list[float]],
     batches: int,
-    repeats: int,
 ) -> None:
     """PSNR by gradients over all samples. Adam's rate is tuned for every signal and activation, L-BFGS is not tuned."""
     for name, samples in signals.items():
@@ -75,8 +73,6 @@ def fits(
                 for seed in run.seeds
             }
             speedups[activation] = _record(run, problem, traces, evals)
-            if repeats and activation == activations[0]:
-                run.record("price", _price(train, tuned["adam"], repeats), method="lbfgs", problem=problem)
         _compare(run, name, speedups)
 
 
@@ -86,7 +82,7 @@ def _best(train: Callable[[float], Trace], grid: list[float], evals: int) -> flo
 
 
 def _record(run: Run, problem: str, traces: dict[tuple[str, int], Trace], evals: int) -> dict[tuple[str, int], float]:
-    """Curves, final PSNR, and gradients to the final PSNR of Adam of the same seed; returns budget over the latter.
+    """Curves, final PSNR, price, and gradients to Adam's final PSNR of the same seed; returns budget over the latter.
 
     An arm that never gets there is counted as if it did with its last gradient, which flatters it.
     """
@@ -100,6 +96,8 @@ def _record(run: Run, problem: str, traces: dict[tuple[str, int], Trace], evals:
         needed = min(trace.reached(traces["adam", seed].at(evals)), evals)
         keep("evals_to_target", needed)
         speedups[arm, seed] = evals / needed
+        if arm == "lbfgs":
+            keep("price", trace.pace() / traces["adam", seed].pace())
     return speedups
 
 
@@ -111,10 +109,3 @@ def _compare(run: Run, name: str, speedups: dict[str, dict[tuple[str, int], floa
         keep = partial(run.record, method=arm, problem=name, seed=seed)
         keep("smooth_speedup", min(speedups[activation][arm, seed] for activation in SMOOTH))
         keep("kinked_speedup", speedups[KINKED][arm, seed])
-
-
-def _price(train: Callable[..., Trace], lr: float, repeats: int) -> float:
-    """Seconds that a gradient takes within L-BFGS over those within Adam, medians of alternating runs."""
-    calls = {"lbfgs": lambda: train("lbfgs", TUNING_SEED), "adam": lambda: train("adam", TUNING_SEED, lr)}
-    median = interleaved(calls, repeats, warmup=0).groupby("name")["seconds"].median()
-    return median["lbfgs"] / median["adam"]

@@ -34,6 +34,10 @@ class Trace:
         """The work at which the PSNR first was `target`; infinity if never."""
         return next((e for e, value in zip(self.evals, self.psnr, strict=True) if value >= target), math.inf)
 
+    def pace(self) -> float:
+        """Seconds that a gradient over all samples took."""
+        return self.seconds[-1] / self.evals[-1]
+
     def at(self, evals: float) -> float:
         """The best PSNR within that much work."""
         return max((value for e, value in zip(self.evals, self.psnr, strict=True) if e <= evals), default=-math.inf)
@@ -53,19 +57,21 @@ class _Objective:
 
     def __init__(self, net: nn.Module, x: Tensor, y: Tensor, evals: float, seconds: float, callback) -> None:
         self.net, self.x, self.y, self.callback = net, x, y, callback
-        self.names, self.like = zip(*net.named_parameters(), strict=True)
+        self.params = list(net.parameters())
         self.limits, self.start = (evals, seconds), time.perf_counter()
-        self.trace, self.work, self.best = Trace(), 0.0, pack(self.like).detach()
+        self.trace, self.work, self.best = Trace(), 0.0, pack(self.params).detach()
 
-    def outputs(self, parts: list[Tensor], x: Tensor) -> Tensor:
-        return functional_call(self.net, dict(zip(self.names, parts, strict=True)), (x,))
+    @torch.no_grad()
+    def place(self, w: Tensor) -> None:
+        """Give the network these weights; for a small network that is cheaper than `functional_call`."""
+        torch._foreach_copy_(self.params, unpack(w, self.params))
 
     def __call__(self, w: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Value and gradient over all samples, or over those in `rows`, which are then not the trace's PSNR."""
         x, y = (self.x, self.y) if rows is None else (self.x[rows], self.y[rows])
-        parts = [part.requires_grad_() for part in unpack(w.detach(), self.like)]
-        loss = F.mse_loss(self.outputs(parts, x), y)
-        gradient = pack(torch.autograd.grad(loss, parts))
+        self.place(w)
+        loss = F.mse_loss(self.net(x), y)
+        gradient = pack(torch.autograd.grad(loss, self.params))
         self.work += len(x) / len(self.x)
         if rows is None:
             self.note(w.detach(), float(loss.detach()))
@@ -143,9 +149,7 @@ def fit_signal(
                 _gauss_newton(objective, w, lam0)
     except _Spent:
         pass
-    with torch.no_grad():
-        for p, best in zip(net.parameters(), unpack(objective.best, objective.like), strict=True):
-            p.copy_(best)
+    objective.place(objective.best)
     return objective.trace
 
 
@@ -163,20 +167,22 @@ def _adam(
             optimizer.step()
             done += 1
         if order is not None:
+            objective.place(w)
             with torch.no_grad():
-                parts = unpack(w, objective.like)
-                objective.note(w, float(F.mse_loss(objective.outputs(parts, objective.x), objective.y)))
+                objective.note(w, float(F.mse_loss(objective.net(objective.x), objective.y)))
 
 
 def _gauss_newton(objective: _Objective, w: Tensor, lam0: float) -> None:
     """Levenberg-Marquardt on the residuals of all samples, until the budget is used up."""
     count = objective.y.numel()
+    names = [name for name, _ in objective.net.named_parameters()]
 
     def entered(iteration: int, w: Tensor, loss: float) -> None:
         objective.work += 1 + (min(count, len(w)) / 3 if iteration else 0)
         objective.note(w, 2 * loss / count)
 
     def residual(w: Tensor) -> Tensor:
-        return objective.outputs(unpack(w, objective.like), objective.x) - objective.y
+        weights = dict(zip(names, unpack(w, objective.params), strict=True))
+        return functional_call(objective.net, weights, (objective.x,)) - objective.y
 
     levenberg_marquardt(residual, w, lam0, 10**9, callback=entered)

@@ -18,15 +18,16 @@ CURVATURE = 1e-10  # a pair is kept where s.y exceeds this many times |s||y|
 def two_loop(gradient: Tensor, pairs: Iterable[Pair]) -> Tensor:
     """The direction -B g, B the inverse Hessian as seen in steps s and turns y of the gradient, oldest pair first."""
     pairs, q, weights = list(pairs), gradient.clone(), []
-    for s, y in reversed(pairs):
-        a = (s @ q) / (s @ y)
+    curvatures = [s @ y for s, y in pairs]
+    for (s, y), curvature in zip(reversed(pairs), reversed(curvatures), strict=True):
+        a = (s @ q) / curvature
         q -= a * y
         weights.append(a)
     if pairs:
-        s, y = pairs[-1]
-        q *= (s @ y) / (y @ y)
-    for (s, y), a in zip(pairs, reversed(weights), strict=True):
-        q += s * (a - (y @ q) / (s @ y))
+        y = pairs[-1][1]
+        q *= curvatures[-1] / (y @ y)
+    for (s, y), curvature, a in zip(pairs, curvatures, reversed(weights), strict=True):
+        q += s * (a - (y @ q) / curvature)
     return -q
 
 
