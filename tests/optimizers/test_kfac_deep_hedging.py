@@ -11,6 +11,7 @@ from torch import nn
 from draws import normal, seeded
 from secondlook.optimizers import KFAC, HedgingLSTM, hedge_pnl, simulate_heston
 from secondlook.optimizers.kfac_deep_hedging import Heston, banded, black_scholes_delta, call_price, experiment
+from secondlook.optimizers.kfac_deep_hedging.policy import side_by_side
 from secondlook.problems.training import fit, minibatches
 
 FLAT = Heston(xi=1e-9, theta=0.04, variance=0.04)  # Black and Scholes' market
@@ -119,6 +120,23 @@ def test_policy_does_not_look_ahead():
     a, b = model(S, V, 100.0), model(later, V2, 100.0)
     assert torch.equal(a[:, :5], b[:, :5])
     assert not torch.equal(a[:, 5], b[:, 5])
+
+
+def test_policies_side_by_side_train_as_alone():
+    """Positions of two policies, and Adam's runs with two rates and three seeds."""
+    paths = {part: simulate_heston(40, 4, Heston(), seed=i) for i, part in enumerate(("train", "val"))}
+    models = [HedgingLSTM.seeded(5, 2, seeded(i)) for i in range(2)]
+    S, V = (torch.stack(part) for part in zip(*paths.values(), strict=True))
+    for i, positions in enumerate(side_by_side(models, S, V, 100.0)):
+        torch.testing.assert_close(positions, models[i](S[i], V[i], 100.0))
+    desk = experiment.Desk(paths, 2.7, 0.005, 5, 1, 8, 10, 2)
+    options, seeds = [{"lr": 0.1}, {"lr": 0.02}, {"lr": 0.1}], [0, 1, 2]
+    many = desk.train("adam", options, seeds)
+    for (model, history), option, seed in zip(many, options, seeds, strict=True):
+        ((alone, own),) = desk.train("adam", [option], [seed])
+        assert history.column("step") == own.column("step") == [2, 4, 6, 8, 10]
+        np.testing.assert_allclose(history.column("objective"), own.column("objective"), rtol=1e-4)
+        torch.testing.assert_close(model(S[0], V[0], 100.0), alone(S[0], V[0], 100.0), rtol=0, atol=1e-4)
 
 
 def test_trained_policy_finds_the_delta_and_does_not_beat_it():

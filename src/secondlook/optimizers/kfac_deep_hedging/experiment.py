@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from secondlook.optimizers.kfac_deep_hedging.market import (
     simulate_heston,
 )
 from secondlook.optimizers.kfac_deep_hedging.method import KFAC
-from secondlook.optimizers.kfac_deep_hedging.policy import HedgingLSTM, hedge_pnl
+from secondlook.optimizers.kfac_deep_hedging.policy import HedgingLSTM, hedge_pnl, side_by_side
 from secondlook.problems.pairing import streams
 from secondlook.problems.training import History, cosine, fit, minibatches
 from secondlook.problems.tuning import TUNING_SEED, least
@@ -58,27 +60,54 @@ class Desk:
         found = {"objective": float(pnl.square().mean()), "cost": float(costs.mean()), "sd": deviation}
         return found | {"variance": deviation**2, "sharpe": mean / deviation}
 
-    def train(self, arm: str, option: Option, seed: int) -> tuple[HedgingLSTM, History]:
-        """A policy, and its history on the validation paths. Arms of one seed share weights and batches."""
+    def train(self, arm: str, options: Sequence[Option], seeds: Sequence[int]) -> list[tuple[HedgingLSTM, History]]:
+        """Policies, and their histories on the validation paths: one for each pair of an option and a seed.
+
+        Arms of one seed share weights and batches. Adam's policies are trained side by side, in one batch: positions in
+        (-1, 1) bound the loss, so none diverges and stops the others. K-FAC's hooks need a policy for itself.
+        """
+        if arm == "kfac" and len(seeds) > 1:
+            return [self.train(arm, [option], [seed])[0] for option, seed in zip(options, seeds, strict=True)]
         S, V = self.paths["train"]
-        weights, order = streams(arm, seed, S.device)
-        model = HedgingLSTM.seeded(self.hidden, self.layers, weights).to(S.device)
-        adam = arm.removesuffix("-copy") == "adam"
-        optimizer = torch.optim.Adam(model.parameters(), **option) if adam else KFAC(model, **option)
+        models, orders, groups = nn.ModuleList(), [], defaultdict(list)
+        for option, seed in zip(options, seeds, strict=True):
+            weights, order = streams(arm, seed, S.device)
+            models.append(HedgingLSTM.seeded(self.hidden, self.layers, weights).to(S.device))
+            orders.append(minibatches(S, V, self.batch_size, order))
+            groups[tuple(option.items())] += models[-1].parameters()
+        if arm == "kfac":
+            optimizer = KFAC(models[0], **options[0])
+        else:
+            optimizer = torch.optim.Adam([{"params": ps, **dict(o)} for o, ps in groups.items()], foreach=True)
+        found: list[list[dict[str, float]]] = []
 
         @torch.no_grad()
-        def evaluate(model: nn.Module) -> dict[str, float]:
-            return self.measured(model(*self.paths["val"], STRIKE), "val")
+        def evaluate(models: nn.ModuleList) -> dict[str, float]:
+            found.append([self.measured(model(*self.paths["val"], STRIKE), "val") for model in models])
+            return {}
 
-        batches = minibatches(S, V, self.batch_size, order)
         schedule = cosine(self.steps, warmup=self.steps // 20)
-        options = {"steps": self.steps, "schedule": schedule, "evaluate": evaluate, "every": self.every}
-        return model, fit(model, optimizer, batches, self.loss, **options)
+        loop = {"steps": self.steps, "schedule": schedule, "evaluate": evaluate, "every": self.every}
+        together = fit(models, optimizer, zip(*orders, strict=True), self.losses, **loop)
+        rows = list(zip_longest(together.rows, found, fillvalue=[{}] * len(models)))  # nothing is found at a divergence
+        own = [[{"step": row["step"], **each[i]} for row, each in rows] for i in range(len(models))]
+        return [(model, replace(together, rows=mine)) for model, mine in zip(models, own, strict=True)]
+
+    def losses(self, models: nn.ModuleList, batches: Sequence[Paths]) -> Tensor:
+        """Sum of the policies' losses, each on its own batch."""
+        if len(models) == 1:
+            return self.loss(models[0], batches[0])
+        S, V = (torch.stack(part) for part in zip(*batches, strict=True))
+        positions = side_by_side(models, S, V, STRIKE)
+        pnl, _ = self.pnl(positions.flatten(0, 1), (S.flatten(0, 1), V.flatten(0, 1)))
+        return len(models) * pnl.square().mean()
 
     def chosen(self, arm: str, options: Sequence[Option]) -> Option:
         """The option of the least final objective on the validation paths, on a seed of its own."""
-        once = replace(self, every=self.steps)
-        return least(options, lambda option: once.train(arm, option, TUNING_SEED)[1].last("objective"))
+        if len(options) == 1:
+            return options[0]
+        tried = replace(self, every=self.steps).train(arm, options, [TUNING_SEED] * len(options))
+        return options[least(range(len(options)), lambda i: tried[i][1].last("objective"))]
 
 
 def hedging(
@@ -114,8 +143,8 @@ def hedging(
                 chosen = desk.chosen(arm, combinations(grid))
                 for place, value in enumerate(chosen.values()):
                     run.record("chosen", value, method=arm, problem=problem, step=place)
-            for seed in run.seeds:
-                model, history = desk.train(arm, chosen, seed)
+            trained = desk.train(arm, [chosen] * len(run.seeds), run.seeds)
+            for seed, (model, history) in zip(run.seeds, trained, strict=True):
                 target.setdefault(seed, history.last("objective"))
                 report(run, desk, model, history, target[seed], frontier, arm, problem, seed)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from secondlook.problems.models.initial import initialised
 
@@ -49,6 +52,15 @@ class HedgingLSTM(nn.Module):
             position = self.head(x).tanh()
             positions.append(position)
         return torch.cat(positions, 1)
+
+
+def side_by_side(policies: Sequence[HedgingLSTM], S: Tensor, V: Tensor, strike: float) -> Tensor:
+    """Positions [R, n, N] of R policies of one shape, each on paths S, V [R, n, N + 1] of its own, in one batch."""
+    stacked = {
+        name: torch.stack([policy.get_parameter(name) for policy in policies])
+        for name, _ in policies[0].named_parameters()
+    }
+    return vmap(lambda own, S, V: functional_call(policies[0], own, (S, V, strike)))(stacked, S, V)
 
 
 def hedge_pnl(S: Tensor, positions: Tensor, strike: float, premium: float, cost: float) -> tuple[Tensor, Tensor]:
