@@ -122,20 +122,22 @@ def first_order(setting: Setting, tasks: list[Task], seeds: list[int], option: t
     rates = torch.full((len(tasks),), lr, dtype=DOUBLE)
     starts = torch.stack([student(task, seed) for task, seed in zip(tasks, seeds, strict=True)])
     others = torch.stack([student(task, seed + COPY) for task, seed in zip(tasks, seeds, strict=True)])
-    f32, f64 = stack.squared_error(SINGLE), stack.squared_error(DOUBLE)
+    f32, f64 = stack.squared_error(SINGLE), Task.stack([*tasks, *tasks]).squared_error(DOUBLE)
 
     def f16(w: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = f32(w.float())
         return value, gradient.bfloat16()
 
+    both = rmsprop(f64, torch.cat([starts, others]), DOUBLE, rates.repeat(2), setting.evaluations, decay)
     return {
         "rmsprop32": rmsprop(f32, starts, SINGLE, rates, setting.evaluations, decay),
-        "rmsprop64": rmsprop(f64, starts, DOUBLE, rates, setting.evaluations, decay),
+        "rmsprop64": both[: len(tasks)],
         "rmsprop16": rmsprop(f16, starts, torch.bfloat16, rates, setting.evaluations, decay),
-        "rmsprop64-copy": rmsprop(f64, others, DOUBLE, rates, setting.evaluations, decay),
+        "rmsprop64-copy": both[len(tasks) :],
     }
 
 
+@torch.inference_mode()  # gradients are by hand
 def tasks(
     run: Run,
     *,
@@ -184,6 +186,7 @@ def tasks(
         run.record("share", 100 * sum(close) / len(close), method=arm, problem="all tasks", seed=seed)
 
 
+@torch.inference_mode()
 def floor(
     run: Run, *, parameters: int, n_in: int, n_out: int, per_parameter: float, evaluations: int, tolerance: float
 ) -> None:

@@ -38,10 +38,12 @@ class Network:
         self.linear = linear
         self.inputs = [torch.cat([x, torch.ones_like(x[..., :1])], -1)]  # of each layer, rewritten at each evaluation
         self.inputs += [x.new_ones(*x.shape[:-1], width + 1) for width in sizes[1:-1]]
+        self.units = [h[..., :-1] for h in self.inputs]  # views without the ones
+        self.transposed = [h.mT for h in self.inputs]
 
     def layers(self, w: Tensor) -> list[Tensor]:
         """The matrices [..., inputs + 1, outputs] as views of `w` [..., P]."""
-        parts = zip(w.split(self.counts, -1), self.shapes, strict=True)
+        parts = zip(w.split_with_sizes(self.counts, -1), self.shapes, strict=True)
         return [part.view(*w.shape[:-1], *shape) for part, shape in parts]
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -49,9 +51,9 @@ class Network:
         return self._forward(self.layers(w))
 
     def _forward(self, layers: list[Tensor]) -> Tensor:
-        for h, after, matrix in zip(self.inputs, self.inputs[1:], layers, strict=False):
+        for h, after, matrix in zip(self.inputs, self.units[1:], layers, strict=False):
             z = h @ matrix
-            after[..., :-1] = z if self.linear else z.tanh_()
+            after.copy_(z if self.linear else z.tanh_())
         return self.inputs[-1] @ layers[-1]
 
     def squared_error(self, targets: Tensor) -> FunctionAndGradient:
@@ -63,11 +65,11 @@ class Network:
             residual = self._forward(layers) - targets
             delta, grads = residual * share, []
             for depth in reversed(range(len(layers))):
-                grads.append((self.inputs[depth].mT @ delta).flatten(-2))
+                grads.append((self.transposed[depth] @ delta).flatten(-2))
                 if depth:
                     delta = delta @ layers[depth][..., :-1, :].mT
                     if not self.linear:
-                        h = self.inputs[depth][..., :-1]
+                        h = self.units[depth]
                         delta = torch.addcmul(delta, delta * h, h, value=-1)
             return residual.square().mean((-2, -1)), torch.cat(grads[::-1], -1)
 
