@@ -33,4 +33,5 @@ def unpack(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     if flat.ndim == 0 or flat.shape[-1] != sum(sizes):
         raise ValueError(f"cannot unpack shape {tuple(flat.shape)}: the last axis must have {sum(sizes)} entries")
     lead = flat.shape[:-1]
-    return [part.reshape(lead + t.shape) for part, t in zip(flat.split(sizes, dim=-1), like, strict=True)]
+    parts = torch.split_with_sizes(flat, sizes, dim=-1)  # Tensor.split does the same, through slow Python
+    return [part.reshape(lead + t.shape) for part, t in zip(parts, like, strict=True)]
