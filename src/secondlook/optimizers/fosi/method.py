@@ -91,10 +91,12 @@ class FOSI(Optimizer):
         self.k, self.l, self.every, self.warmup, self.order = k, l, every, warmup, order
         self.alpha, self.lr_clip, self.weights = alpha, lr_clip, WEIGHTS[momentum](decay)
         self.steps, self.scaling = 0, 1.0
-        # eigenvalues [m], eigenvectors [m, n] and velocity [n], once there are any
+        # Eigenvalues [m] and eigenvectors [m, n], once there are any. Between refreshes g1 lies in their span, so the
+        # velocity is known by its coordinates there, [m], and by what the vectors before left outside, [n].
         self.values: Tensor | None = None
         self.vectors: Tensor | None = None
-        self.velocity: Tensor | None = None
+        self.inside: Tensor | None = None
+        self.outside: Tensor | None = None
         super().__init__(base.param_groups, base.defaults)
         self._share()
         device = self._params()[0].device
@@ -113,7 +115,7 @@ class FOSI(Optimizer):
         param_group["first_lr"] = param_group["lr"]
         if self.vectors is not None:  # until the next refresh the new parameters are the base's alone
             extra = (0, numel(param_group["params"]))
-            self.vectors, self.velocity = (F.pad(x, extra) for x in (self.vectors, self.velocity))
+            self.vectors, self.outside = (F.pad(x, extra) for x in (self.vectors, self.outside))
 
     @property
     def wants_graph(self) -> bool:
@@ -151,20 +153,21 @@ class FOSI(Optimizer):
 
         V = self.vectors
         g = layout.join(grads).to(V)
-        g1 = (V @ g) @ V
+        along = V @ g
         a, b = self.weights
-        self.velocity = a * g1 + b * self.velocity
-        d1 = (-self.alpha * (V @ self.velocity) / self.values.abs()) @ V
+        self.inside, self.outside = a * along + b * self.inside, b * self.outside
 
-        before = torch._foreach_clone(present)
-        _set_gradients(present, layout.split(g - g1))
+        before = layout.join(present).to(V)
+        _set_gradients(present, layout.split(torch.addmv(g, V.T, along, alpha=-1)))
         self.base.step()
-        d2 = layout.join(torch._foreach_sub(present, before)).to(V)
-        d2 = d2 - (V @ d2) @ V  # Adam's scaling leaks into the span of V
+        d2 = layout.join(present).to(V) - before
 
-        newton = torch._foreach_mul(layout.split(d1), [rates[p] for p in present])
-        torch._foreach_copy_(present, before)
-        torch._foreach_add_(present, torch._foreach_add(newton, layout.split(d2), alpha=self.scaling))
+        # Adam's scaling leaks into the span of V; one pass over V takes that back and makes Newton's step
+        d1, leak = (torch.stack([-self.alpha * self.inside / self.values.abs(), V @ d2]) @ V).unbind()
+        paces = [rates[p] for p in present]
+        d1 = d1 * paces[0] if len(set(paces)) == 1 else layout.join(torch._foreach_mul(layout.split(d1), paces)).to(V)
+        after = before + torch.add(d1, d2 - leak, alpha=self.scaling)
+        torch._foreach_copy_(present, layout.split(after))
         _set_gradients(present, grads)
         return loss
 
@@ -183,10 +186,10 @@ class FOSI(Optimizer):
         large = values[self.l :][curved[self.l :]]
         self.scaling = min(max(float((large[-1] / large[0]).abs()), 1.0), self.lr_clip) if len(large) else 1.0
         dtype = torch.promote_types(present[0].dtype, torch.float32)
-        self.values = values[curved].to(dtype)
-        self.vectors = layout.join(unpack(vectors[curved].to(dtype), present), lead=1).to(dtype)
-        if self.velocity is None:
-            self.velocity = self.vectors.new_zeros(self.vectors.shape[1])
+        V = layout.join(unpack(vectors[curved].to(dtype), present), lead=1).to(dtype)
+        velocity = V.new_zeros(V.shape[1]) if self.vectors is None else self.outside + self.inside @ self.vectors
+        self.values, self.vectors, self.inside = values[curved].to(dtype), V, V @ velocity
+        self.outside = velocity - self.inside @ V
 
     def _hessian(self, present: list[Tensor]) -> SymmetricOperator:
         if self.loss_closure is not None:
@@ -205,7 +208,7 @@ class FOSI(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's dictionary with the eigenpairs, the velocity, the count of steps and the random stream."""
-        own = {name: getattr(self, name) for name in ("steps", "scaling", "values", "vectors", "velocity")}
+        own = {name: getattr(self, name) for name in ("steps", "scaling", "values", "vectors", "inside", "outside")}
         return {**self.base.state_dict(), "fosi": own, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

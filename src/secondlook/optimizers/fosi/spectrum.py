@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from secondlook.curvature import FunctionOperator, SymmetricOperator, block_lanczos, probe_vectors
+from secondlook.curvature import FunctionOperator, SymmetricOperator, lanczos, probe_vectors
 
 
 def lanczos_extreme(
@@ -28,8 +28,9 @@ def lanczos_extreme(
     order = max(4 * (k + l), math.ceil(2 * math.log(n)), 1) if order is None else order
     exact = FunctionOperator(lambda x: (A @ x.to(A.dtype)).double(), n, device=A.device)
     start = probe_vectors(n, 1, generator=generator, distribution="gaussian", device=A.device)
-    ritz = block_lanczos(exact, start, min(order, n)).ritz()
-    size = len(ritz.values)
+    (T,), (basis,), _ = lanczos(exact, start, order)
+    size = 1 + int((T.diagonal(1) != 0).cumprod(0).sum())  # an invariant subspace ends with a zero
+    values, s = torch.linalg.eigh(T[:size, :size])
     low = min(l, size)
     chosen = [*range(low), *range(max(size - k, low), size)]
-    return ritz.values[chosen], ritz.vectors[:, chosen].T
+    return values[chosen], s[:, chosen].T @ basis[:size]
