@@ -251,7 +251,7 @@ def test_eigenvalues_that_count_are_those_above_the_mean():
 def test_arms_share_starts_and_copies_do_not():
     problem = experiment.PROBLEMS["digits-mlp"]
     setting = experiment.Setting(problem, problem.load("cpu"), 1, 256, 100)
-    ends = {arm: setting.train(arm, 0.0, 0)[0].last("train_loss") for arm in ("adam", "adafisher", "adam-copy")}
+    ends = {arm: setting.train(arm, 0.0, 0)[0].last("val_loss") for arm in ("adam", "adafisher", "adam-copy")}
     assert ends["adam"] == ends["adafisher"] != ends["adam-copy"]
     assert setting.train("adafisher", 1e-3, 0)[0].rows == setting.train("adafisher", 1e-3, 0)[0].rows
     with pytest.raises(ValueError, match="no arm 'lion'"):

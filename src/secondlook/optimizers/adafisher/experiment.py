@@ -72,7 +72,8 @@ class Setting:
     def train(self, arm: str, lr: float, seed: int, *, curve: bool = False) -> tuple[History, nn.Module]:
         """One run with a cosine schedule, and the model it ends with; NAME-copy has random streams of its own.
 
-        Rows, one an epoch for a `curve` and one otherwise, have losses and accuracies and, for AdaFisher, F's range.
+        Rows have test accuracies; with them, one an epoch for a `curve`, training losses and, for AdaFisher, F's range,
+        one at the end otherwise, the validation loss.
         AdaHessian's steps cost two backward passes: it has half the epochs.
         """
         name, stream = arm.removesuffix("-copy"), first_stream(arm, seed, 3)
@@ -90,9 +91,10 @@ class Setting:
         @torch.no_grad()
         def evaluate(model: nn.Module) -> dict[str, float | Tensor]:
             model.eval()
-            train = (self.data.train.x[:ROWS], self.data.train.y[:ROWS])
-            losses = {"train_loss": cross_entropy(model, train), "val_loss": cross_entropy(model, self.data.val)}
-            row = {**losses, "test_accuracy": accuracy(model, *self.data.test)}
+            row = {"test_accuracy": accuracy(model, *self.data.test)}
+            if not curve:
+                return row | {"val_loss": cross_entropy(model, self.data.val)}
+            row["train_loss"] = cross_entropy(model, (self.data.train.x[:ROWS], self.data.train.y[:ROWS]))
             if isinstance(opt, AdaFisher):
                 low, high = zip(*opt.fisher_range().values(), strict=True)
                 ratios = [b / a for a, b in zip(low, high, strict=True)]
