@@ -14,7 +14,7 @@ from secondlook.optimizers import SGDP, AdamP
 from secondlook.optimizers.adamp import effective_step, predicted_norm_sq, project
 from secondlook.optimizers.adamp.circle import descend, settled, starts
 from secondlook.optimizers.adamp.setting import PROBLEMS, Watch, hidden, optimizer, train, train_gpt
-from secondlook.optimizers.adamp.side_by_side import SideBySide, cross_entropies
+from secondlook.optimizers.adamp.stacked import Stacked, cross_entropies
 from secondlook.problems import datasets
 from secondlook.problems.datasets import Dataset, Split
 
@@ -321,7 +321,7 @@ def test_watch_measures_norms_steps_and_invariance():
     models = [PROBLEMS["digits-mlp-bn"].model(generator=seeded(s)) for s in (0, 1)]
     before = [[w.detach().clone() for w in hidden(model)] for model in models]
     assert [tuple(w.shape) for w in before[0]] == [(32, 64), (32, 32)]
-    nets = SideBySide(models)
+    nets = Stacked(models)
     watch = Watch(nets)
     x, y = batch_of(2)
     nets.set_gradients(cross_entropies(nets(x), y))
@@ -342,7 +342,7 @@ def test_watch_measures_norms_steps_and_invariance():
 def test_networks_side_by_side_train_as_each_alone(arm):
     """In float64; batch norm's running averages included, which evaluation mode reads. One may blow up alone."""
     models = [PROBLEMS["digits-mlp-bn"].model(generator=seeded(s)).double() for s in (0, 1, 2)]
-    nets, lrs, broken = SideBySide(copy.deepcopy(models)), (0.01, 0.03, 0.01), 2
+    nets, lrs, broken = Stacked(copy.deepcopy(models)), (0.01, 0.03, 0.01), 2
     opts = [optimizer(arm, part, lr, 0.1) for lr, part in zip(lrs, nets.parts, strict=True)]
     alone = [optimizer(arm, list(m.parameters()), lr, 0.1) for lr, m in zip(lrs, models, strict=True)]
     for step in range(6):

@@ -12,7 +12,6 @@ from torch import nn
 from secondlook.optimizers import AuON, Muon
 from secondlook.optimizers.auon import Together, cosh_rms, newton_schulz5
 from secondlook.optimizers.auon.setting import RULES, counted, direction, sgd
-from secondlook.optimizers.auon.side_by_side import train_seeds
 from secondlook.optimizers.hidden import Recipe, digits, hidden, optimizer
 
 SHAPES = [(6, 9), (9, 6), (7, 7), (5,), (4, 2, 3, 3)]
@@ -227,7 +226,7 @@ def test_sparse_gradients_are_refused():
 
 def test_together_steps_every_part_and_resumes():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    opt = optimizer(RULES["muon"], net, 0.01, lr=0.1)
+    opt = optimizer(RULES["muon"], net, rest_lr=0.01, lr=0.1)
     assert [len(g["params"]) for g in opt.param_groups] == [1, 3]
     calls = []
 
@@ -243,7 +242,7 @@ def test_together_steps_every_part_and_resumes():
     assert len(calls) == 1
     assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert set(opt.state) == set(net.parameters())
-    saved, twin = opt.state_dict(), optimizer(RULES["muon"], net, 0.01, lr=0.1)
+    saved, twin = opt.state_dict(), optimizer(RULES["muon"], net, rest_lr=0.01, lr=0.1)
     twin.load_state_dict(saved)
     assert all(torch.equal(twin.state[w]["momentum_buffer"], opt.state[w]["momentum_buffer"]) for w in hidden(net))
     with pytest.raises(ValueError, match="belongs to two"):
@@ -267,7 +266,7 @@ def test_a_copy_trains_from_another_start():
 @pytest.mark.parametrize("arm", ["sgd", "sgd-copy", "auon-printed", "hybrid", "muon", "adamw"])
 def test_seeds_side_by_side_are_those_of_each_alone(arm):
     recipe = Recipe(digits([64, 16, 16, 10], 32, "cpu"), RULES, 12, 3, 3e-3, "cpu")
-    found = train_seeds(recipe, arm, {"lr": 0.1}, range(3))
+    found = recipe.train_seeds(arm, {"lr": 0.1}, range(3))
     for seed, history in enumerate(found):
         alone = recipe.train(arm, {"lr": 0.1}, seed)
         for name in ("step", "train_loss", "val_loss", "test_loss"):
@@ -277,4 +276,4 @@ def test_seeds_side_by_side_are_those_of_each_alone(arm):
 
 def test_one_that_diverges_leaves_the_others_alone():
     recipe = Recipe(digits([64, 8, 8, 10], 32, "cpu"), RULES, 4, 2, 3e-3, "cpu")
-    assert all(history.diverged for history in train_seeds(recipe, "sgd", {"lr": math.inf}, range(2)))
+    assert all(history.diverged for history in recipe.train_seeds("sgd", {"lr": math.inf}, range(2)))

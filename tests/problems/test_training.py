@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from draws import seeded
-from secondlook.problems import checkpoint, datasets
+from secondlook.problems import checkpoint, datasets, side_by_side
 from secondlook.problems.augment import crop_and_flip
 from secondlook.problems.models import digits_cnn, mlp
 from secondlook.problems.training import (
@@ -458,3 +458,15 @@ def test_schedules():
     assert [multiplier(s) for s in (0, 4, 9, 10, 60, 110, 500)] == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0, 0])
     drop = step_decay([80, 120])
     assert [drop(s) for s in (0, 79, 80, 119, 120)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_networks_side_by_side_have_the_outputs_and_gradients_of_each():
+    nets = [mlp((4, 6, 3), nn.Tanh, torch.Generator().manual_seed(i)) for i in range(3)]
+    x = torch.randn(3, 5, 2, 2)
+    together = side_by_side.outputs(nets, x)
+    together.square().sum().backward()
+    for net, own, out in zip(nets, x, together, strict=True):
+        torch.testing.assert_close(net(own), out, rtol=1e-6, atol=1e-7)
+        found = torch.autograd.grad(net(own).square().sum(), list(net.parameters()))
+        torch.testing.assert_close([p.grad for p in net.parameters()], list(found))
+    assert side_by_side.fit_each([nn.Linear(2, 2)], None, [], evaluate=dict, steps=1) is None

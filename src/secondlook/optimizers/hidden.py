@@ -1,6 +1,6 @@
 """Networks whose hidden matrices are trained by the rule that is looked at, and everything else by Adam."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from secondlook.problems import datasets
 from secondlook.problems.language import LanguageProblem
 from secondlook.problems.models import mlp
 from secondlook.problems.pairing import first_stream
+from secondlook.problems.side_by_side import fit_each
 from secondlook.problems.training import History, cosine, cross_entropy, fit, minibatches
 from secondlook.problems.zoo.char_gpt import next_character_loss
 
@@ -60,11 +61,11 @@ def hidden(model: nn.Module) -> list[nn.Parameter]:
     return [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][:-1]
 
 
-def optimizer(rule: Callable[..., Optimizer], model: nn.Module, rest_lr: float, **options: float) -> Together:
-    """`rule` for the hidden matrices and Adam for the rest, the same for every rule."""
-    matrices = hidden(model)
+def optimizer(rule: Callable[..., Optimizer], *models: nn.Module, rest_lr: float, **options: float) -> Together:
+    """`rule` for the models' hidden matrices and Adam for the rest, the same for every rule."""
+    matrices = [w for model in models for w in hidden(model)]
     among = set(matrices)
-    rest = [p for p in model.parameters() if p not in among]
+    rest = [p for model in models for p in model.parameters() if p not in among]
     return Together(rule(matrices, **options), Adam(rest, rest_lr))
 
 
@@ -85,15 +86,26 @@ class Recipe:
         `arm` is a rule and may end in -copy (other random streams). Arms with one seed share weights and batches, so
         they pair.
         """
-        first = first_stream(arm, seed, 2)
-        model = self.task.model(torch.Generator().manual_seed(first))
-        return fit(
-            model,
-            optimizer(self.rules[arm.removesuffix("-copy")], model, self.rest_lr, **options),
-            self.task.batches(torch.Generator(self.device).manual_seed(first + 1)),
-            self.task.measures["loss"],
-            steps=self.steps,
-            schedule=cosine(self.steps, warmup=self.steps // 20),
-            evaluate=self.task.evaluate,
-            every=max(1, self.steps // self.rows),
-        )
+        (model,), (batches,) = self._started(arm, [seed])
+        loss = self.task.measures["loss"]
+        return fit(model, self._optimizer(arm, options, [model]), batches, loss, **self._loop())
+
+    def train_seeds(self, arm: str, options: dict[str, float], seeds: Sequence[int]) -> list[History]:
+        """`train` for each seed, side by side where that can be, which leaves the training loss out."""
+        models, batches = self._started(arm, seeds)
+        together = fit_each(models, self._optimizer(arm, options, models), batches, **self._loop())
+        return together or [self.train(arm, options, seed) for seed in seeds]
+
+    def _started(self, arm: str, seeds: Sequence[int]) -> tuple[list[nn.Module], list[Iterator[Any]]]:
+        """Fresh networks and their batches."""
+        firsts = [first_stream(arm, seed, 2) for seed in seeds]
+        models = [self.task.model(torch.Generator().manual_seed(first)) for first in firsts]
+        return models, [self.task.batches(torch.Generator(self.device).manual_seed(first + 1)) for first in firsts]
+
+    def _optimizer(self, arm: str, options: dict[str, float], models: list[nn.Module]) -> Together:
+        return optimizer(self.rules[arm.removesuffix("-copy")], *models, rest_lr=self.rest_lr, **options)
+
+    def _loop(self) -> dict[str, Any]:
+        schedule = cosine(self.steps, warmup=self.steps // 20)
+        every = max(1, self.steps // self.rows)
+        return {"steps": self.steps, "schedule": schedule, "evaluate": self.task.evaluate, "every": every}

@@ -17,6 +17,7 @@ __all__ = [
     "mixtures",
     "models",
     "pairing",
+    "side_by_side",
     "sources",
     "tasks",
     "training",

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.optim import Optimizer
 
 from secondlook.optimizers.adamp.method import SGDP, AdamP, effective_step, project
-from secondlook.optimizers.adamp.side_by_side import SideBySide, cross_entropies
+from secondlook.optimizers.adamp.stacked import Stacked, cross_entropies
 from secondlook.problems.augment import crop_and_flip
 from secondlook.problems.datasets import Corpus, Dataset, Split
 from secondlook.problems.images import ImageProblem
@@ -78,7 +78,7 @@ def row_norms_sq(tensors: Sequence[Tensor]) -> Tensor:
 class Watch:
     """Follows networks' hidden weights through their optimizers' steps: how they move, and how far on the sphere."""
 
-    def __init__(self, nets: SideBySide) -> None:
+    def __init__(self, nets: Stacked) -> None:
         among = {id(w) for w in hidden(nets.base)}
         self.weights = [nets.weights[name] for name, w in nets.base.named_parameters() if id(w) in among]
         self.start = self._row_norms_sq()
@@ -141,7 +141,7 @@ def train(
     """
     x, y = data.train
     drawn = [streams(arm, seed, x.device) for *_, seed in jobs]
-    nets = SideBySide([problem.model(generator=weights).to(x.device) for weights, _ in drawn])
+    nets = Stacked([problem.model(generator=weights).to(x.device) for weights, _ in drawn])
     batches = [minibatches(x, y, batch_size, order, problem.augment) for _, order in drawn]
     opts = []
     for alike in dict.fromkeys((lr, decay) for lr, decay, _ in jobs):
@@ -179,7 +179,7 @@ def train(
     return rows, watch
 
 
-def share_right(nets: SideBySide, part: Split) -> Tensor:
+def share_right(nets: Stacked, part: Split) -> Tensor:
     """Percentage of a part's images that each network puts in their class, `[networks]`."""
     return 100 * (nets.scores(part.x).argmax(-1) == part.y).double().mean(1)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from secondlook.optimizers.auon.setting import MOMENTUM, RULES, counted, direction
-from secondlook.optimizers.auon.side_by_side import train_seeds
 from secondlook.optimizers.hidden import Recipe, Task, digits, hidden, optimizer, text
 from secondlook.problems.training import fit
 from secondlook.problems.tuning import TUNING_SEED, best
@@ -127,14 +126,13 @@ def training(
         if rule not in chosen:
             seeds = range(TUNING_SEED, TUNING_SEED + tuning_seeds)
             tuning = {
-                lr: mean(best(h)["val_loss"] for h in train_seeds(recipe, rule, {"lr": lr}, seeds))
-                for lr in grids[rule]
+                lr: mean(best(h)["val_loss"] for h in recipe.train_seeds(rule, {"lr": lr}, seeds)) for lr in grids[rule]
             }
             chosen[rule] = min(tuning, key=tuning.__getitem__)
             for lr, loss in tuning.items():
                 run.record("tuning_loss", loss, method=rule, problem=problem, step=lr)
         run.record("tuned_lr", chosen[rule], method=arm, problem=problem)
-        for seed, history in zip(run.seeds, train_seeds(recipe, arm, {"lr": chosen[rule]}, run.seeds), strict=True):
+        for seed, history in zip(run.seeds, recipe.train_seeds(arm, {"lr": chosen[rule]}, run.seeds), strict=True):
             keep = {"method": arm, "problem": problem, "seed": seed}
             run.record("best_test_loss", best(history)["test_loss"], **keep)
             for metric in ("train_loss", "val_loss"):

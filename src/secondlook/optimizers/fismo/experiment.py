@@ -40,7 +40,7 @@ def updates(
     for seed in run.track(run.seeds, "seeds"):
         model = task.model(torch.Generator().manual_seed(seed)).double()
         batches = task.batches(torch.Generator(run.device).manual_seed(seed))
-        opt = optimizer(RULES["muon"], model, rest_lr, lr=lr)
+        opt = optimizer(RULES["muon"], model, rest_lr=rest_lr, lr=lr)
         matrices = hidden(model)
         looked_at = dict.fromkeys([(r, 1.0) for r in rules] + [(r, c) for r in scaled_rules for c in loss_scales])
         shadows = {(EXACT.get(r, r), c): Shadow(EXACT.get(r, r), matrices) for r, c in looked_at}

@@ -1,25 +1,24 @@
 """What the experiments train, and with what."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from secondlook.optimizers.innaprop.method import INNAprop
-from secondlook.optimizers.innaprop.side_by_side import side_by_side
 from secondlook.problems.augment import crop_and_flip
-from secondlook.problems.datasets import Corpus, Dataset, Split
+from secondlook.problems.datasets import Corpus, Dataset
 from secondlook.problems.images import ImageProblem
 from secondlook.problems.language import LanguageProblem
 from secondlook.problems.models import mlp
 from secondlook.problems.models.initial import he, initialised
 from secondlook.problems.pairing import streams
-from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit, minibatches
+from secondlook.problems.side_by_side import fit_each
+from secondlook.problems.training import History, Minibatches, accuracy, cosine, cross_entropy, fit, minibatches
 from secondlook.problems.zoo.char_gpt import next_character_loss, perplexity
 
 LOOK = 2048  # training images on which the training accuracy is read
@@ -32,7 +31,7 @@ def optimizer(arm: str, params: Sequence[Tensor], lr: float, decay: float, secon
     """
     match arm.removesuffix("-copy").split("-"):
         case ["adamw"]:
-            return torch.optim.AdamW(params, lr, (0.9, second), weight_decay=decay)
+            return torch.optim.AdamW(params, lr, (0.9, second), weight_decay=decay, foreach=True)
         case ["innaprop", alpha, beta]:
             return INNAprop(params, lr, float(alpha), float(beta), sigma=second, weight_decay=decay)
     raise ValueError(f"no arm {arm!r}; use adamw, innaprop-ALPHA-BETA, or one with -copy")
@@ -73,10 +72,38 @@ def train(
     every: int | None = None,
 ) -> History:
     """One run with a cosine: training and test accuracy at every `every` epochs, or validation at the end alone."""
-    weights, order = streams(arm, seed, data.train.x.device)
-    model = problem.model(generator=weights).to(data.train.x.device)
-    batches = minibatches(*data.train, batch_size, order, problem.augment)
-    steps = epochs * batches.steps_per_epoch
+    recipe = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "every": every}
+    (model,), opt, (batches,), loop = _prepared(arm, lr, [seed], problem, data, **recipe)
+    return fit(model, opt, batches, cross_entropy, **loop)
+
+
+def train_seeds(
+    arm: str, lr: float, seeds: Sequence[int], *, problem: ImageProblem, data: Dataset, **recipe: Any
+) -> list[History]:
+    """`train` for each of the seeds; small networks on digits take their steps side by side."""
+    if problem.data == "digits":
+        models, opt, batches, loop = _prepared(arm, lr, seeds, problem, data, **recipe)
+        if found := fit_each(models, opt, batches, **loop):
+            return found
+    return [train(arm, lr, seed, problem=problem, data=data, **recipe) for seed in seeds]
+
+
+def _prepared(
+    arm: str,
+    lr: float,
+    seeds: Sequence[int],
+    problem: ImageProblem,
+    data: Dataset,
+    epochs: int,
+    batch_size: int,
+    weight_decay: float,
+    every: int | None,
+) -> tuple[list[nn.Module], Optimizer, list[Minibatches], dict[str, Any]]:
+    """Fresh networks, one optimizer for all of them, their batches, and the loop's options."""
+    drawn = [streams(arm, seed, data.train.x.device) for seed in seeds]
+    models = [problem.model(generator=weights).to(data.train.x.device) for weights, _ in drawn]
+    batches = [minibatches(*data.train, batch_size, order, problem.augment) for _, order in drawn]
+    steps = epochs * batches[0].steps_per_epoch
 
     @torch.no_grad()
     def evaluate(model: nn.Module) -> dict[str, float | Tensor]:
@@ -86,82 +113,9 @@ def train(
             return {"train_accuracy": seen, "test_accuracy": accuracy(model, *data.test)}
         return {"val_accuracy": accuracy(model, *data.val), "val_loss": cross_entropy(model, data.val)}
 
-    return fit(
-        model,
-        optimizer(arm, list(model.parameters()), lr, weight_decay),
-        batches,
-        cross_entropy,
-        steps=steps,
-        schedule=cosine(steps),
-        evaluate=evaluate,
-        every=every and every * batches.steps_per_epoch,
-    )
-
-
-def train_seeds(arm: str, lr: float, seeds: Sequence[int], *, problem: ImageProblem, **recipe: Any) -> list[History]:
-    """`train` for each of the seeds; networks on digits take their steps side by side, which gives the same bits."""
-    together = problem.data == "digits" and train_together(arm, lr, seeds, problem=problem, **recipe)
-    return together or [train(arm, lr, seed, problem=problem, **recipe) for seed in seeds]
-
-
-def train_together(
-    arm: str,
-    lr: float,
-    seeds: Sequence[int],
-    *,
-    problem: ImageProblem,
-    data: Dataset,
-    epochs: int,
-    batch_size: int,
-    weight_decay: float,
-    every: int,
-) -> list[History] | None:
-    """One run of several networks; None where one of them diverged, as it then stops all."""
-    weights, orders = zip(*(streams(arm, seed, data.train.x.device) for seed in seeds), strict=True)
-    model = side_by_side([problem.model(generator=g) for g in weights]).to(data.train.x.device)
-    each = len(data.train.y) // batch_size
-    steps = epochs * each
-    rows: list[list[dict[str, float]]] = [[] for _ in seeds]
-
-    def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") / batch_size
-
-    def look(model: nn.Module) -> dict[str, float]:
-        seen = {
-            "train_accuracy": accuracies(model, len(seeds), data.train.x[:LOOK], data.train.y[:LOOK]),
-            "test_accuracy": accuracies(model, len(seeds), *data.test),
-        }
-        for i, found in enumerate(rows):
-            found.append({name: values[i] for name, values in seen.items()})
-        return {}
-
-    history = fit(
-        model,
-        optimizer(arm, list(model.parameters()), lr, weight_decay),
-        batches_of_each(data.train, batch_size, orders),
-        losses,
-        steps=steps,
-        schedule=cosine(steps),
-        evaluate=look,
-        every=every * each,
-    )
-    return None if history.diverged else [History(found, steps) for found in rows]
-
-
-@torch.no_grad()
-def accuracies(model: nn.Module, n: int, x: Tensor, y: Tensor) -> list[float]:
-    """`accuracy` of n networks side by side on the same images."""
-    hits = (model(x.expand(n, *x.shape)).argmax(-1) == y).sum(1)
-    return [100 * float(count) / len(y) for count in hits]
-
-
-def batches_of_each(data: Split, batch_size: int, orders: Sequence[torch.Generator]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches x [n, B, ...] and y [n, B], every network's those of `minibatches` with its generator."""
-    while True:
-        order = torch.stack([torch.randperm(len(data.y), generator=g, device=g.device) for g in orders])
-        for rows in order.split(batch_size, 1)[: len(data.y) // batch_size]:
-            yield data.x[rows], data.y[rows]
+    opt = optimizer(arm, [p for model in models for p in model.parameters()], lr, weight_decay)
+    rows = every and every * batches[0].steps_per_epoch
+    return models, opt, batches, {"steps": steps, "schedule": cosine(steps), "evaluate": evaluate, "every": rows}
 
 
 def train_gpt(

@@ -15,6 +15,7 @@ from secondlook.optimizers.scalable_shampoo.method import Shampoo
 from secondlook.problems.datasets import Dataset
 from secondlook.problems.models import mlp, resnet20
 from secondlook.problems.pairing import first_stream
+from secondlook.problems.side_by_side import outputs
 from secondlook.problems.training import accuracy, cosine, cross_entropy, fit, minibatches
 
 NEVER = 10**9
@@ -50,20 +51,8 @@ exactly = partial(maker, eps=EPS)  # for problems in float64
 
 
 def autoencoder(sizes: Sequence[int], seed: int) -> nn.Sequential:
-    """Linear layers of `sizes` with tanh between."""
-    return mlp(sizes, nn.Tanh, torch.Generator().manual_seed(seed))[1:]  # rows need no flattening
-
-
-def side_by_side(models: Sequence[nn.Sequential], x: Tensor) -> Tensor:
-    """Outputs [models, rows, out] of networks of one shape at the same `x` [rows, in], all in one batch."""
-    h = x.expand(len(models), *x.shape)
-    for same in zip(*models, strict=True):
-        if isinstance(same[0], nn.Linear):
-            weight, bias = torch.stack([layer.weight for layer in same]), torch.stack([layer.bias for layer in same])
-            h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
-        else:
-            h = same[0](h)
-    return h
+    """Layers of `sizes` with tanh between."""
+    return mlp(sizes, nn.Tanh, torch.Generator().manual_seed(seed))
 
 
 def steps_to(
@@ -81,8 +70,8 @@ def steps_to(
     runs, steps, losses = list(range(len(models))), [math.inf] * len(models), [[] for _ in models]
     for step in range(limit + 1):
         optimizer.zero_grad()  # runs that have ended get no gradients any more, and rest
-        outputs = side_by_side([models[i] for i in runs], x)
-        loss = F.mse_loss(outputs, x.expand_as(outputs), reduction="none").mean((1, 2))
+        x_each = x.expand(len(runs), *x.shape)
+        loss = F.mse_loss(outputs([models[i] for i in runs], x_each), x_each, reduction="none").mean((1, 2))
         for i, value in zip(runs, loss.tolist(), strict=True):
             losses[i].append(value)
             steps[i] = step if value <= target else math.inf

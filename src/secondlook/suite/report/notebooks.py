@@ -90,7 +90,7 @@ def _kernel_manager(sockets: Path) -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            # History in a file would be shared, and locked, between notebooks that run side by side; and a kernel that is
+            # History in a file would be shared, and locked, between notebooks that run side by side. A kernel that is
             # told to go would print the interrupt as an error.
             quiet = ["--HistoryManager.enabled=False", "--IPKernelApp.log_level=50"]
             return KernelSpec(

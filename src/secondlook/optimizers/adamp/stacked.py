@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 
-class SideBySide:
+class Stacked:
     """Networks that keep to themselves, `n` of them.
 
     Attributes:
