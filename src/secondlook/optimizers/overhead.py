@@ -6,7 +6,6 @@ do more at some steps than at others are timed over `PERIOD` steps, which all th
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -17,7 +16,8 @@ from secondlook.optimizers.trial import Make, started
 from secondlook.problems.tasks import Task
 
 WIDTH, BATCH = 32, 32
-PERIOD = 20  # steps in one measurement; the first period only warms up
+WARMUP = 3  # steps that make the state
+PERIOD = 20  # steps in one measurement
 LR = 1e-4
 
 
@@ -38,10 +38,15 @@ class Residual(nn.Module):
 
 
 def own_times(methods: Mapping[str, Make], tensors: int, device: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step over those of the method called "adamw", `repeats` of them, all methods in turn."""
+    """Seconds of `PERIOD` steps over those of the method called "adamw", `repeats` of them.
+
+    The methods take their steps in turn, so that drift of the machine hits all alike.
+    """
     runs = {name: timed_steps(make, tensors, device) for name, make in methods.items()}
-    periods = [{name: sum(itertools.islice(run, PERIOD)) for name, run in runs.items()} for _ in range(repeats + 1)]
-    return {name: [period[name] / period["adamw"] for period in periods[1:]] for name in runs}
+    steps = [{name: next(run) for name, run in runs.items()} for _ in range(WARMUP + repeats * PERIOD)]
+    periods = [steps[i : i + PERIOD] for i in range(WARMUP, len(steps), PERIOD)]
+    totals = [{name: sum(step[name] for step in period) for name in runs} for period in periods]
+    return {name: [total[name] / total["adamw"] for total in totals] for name in runs}
 
 
 def timed_steps(make: Make, tensors: int, device: str) -> Iterator[float]:

@@ -51,8 +51,8 @@ def orthogonalised(updates: list[Tensor], steps: int) -> list[Tensor]:
     found = list(updates)
     for (shape, *_), places in alike.items():
         batch = newton_schulz5(torch.stack([updates[i] for i in places]).flatten(2), steps)
-        for i, matrix in zip(places, batch, strict=True):
-            found[i] = matrix.view(shape)
+        for i, matrix in zip(places, batch.view(-1, *shape).unbind(), strict=True):
+            found[i] = matrix
     return found
 
 

@@ -70,9 +70,10 @@ def _averaged(A: Tensor, G: Tensor, B: Tensor, gamma: float, mu: float, relative
     seen = white.mT @ white / l
     if relative:
         seen = seen * (k / _trace(seen).clamp_min(torch.finfo(A.dtype).tiny * k))
-    A = gamma * A + (1 - gamma) * (seen + mu * _trace(A) / k * _eye(A))
-    A = A * (k / _trace(A))
-    return (A + A.mT) / 2
+    seen.diagonal(dim1=-2, dim2=-1).add_((mu * _trace(A) / k).squeeze(-1))
+    A = seen.mul_(1 - gamma).add_(gamma * A)
+    A.mul_(k / _trace(A))
+    return (A + A.mT).mul_(0.5)
 
 
 def inverse_root(A: Tensor) -> Tensor:
@@ -163,11 +164,11 @@ class FISMO(Base):
             else:
                 steps[i] = state["momentum"].lerp_(grads[i], 1 - group["beta"])
             state["step"] += 1
-        for (*_, due), places in alike.items():
+        for (shape, *_, due), places in alike.items():
             states = [self.state[params[i]] for i in places]
             found = self._directions(group, states, torch.stack([grads[i] for i in places]).flatten(2), due)
-            for i, step in zip(places, found, strict=True):
-                steps[i] = step.view(params[i].shape)
+            for i, step in zip(places, found.view(-1, *shape).unbind(), strict=True):
+                steps[i] = step
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - float(group["lr"]) * group["weight_decay"])
         torch._foreach_add_(params, steps, alpha=-float(group["lr"]))

@@ -107,10 +107,8 @@ class Shampoo(Base):
         grafted = self._grafted(group["graft"], states, grads)
         updates = [self._directions.pop(p, g) for p, g in zip(params, grads, strict=True)]
         if group["graft"] != "none":
-            lengths = torch._foreach_norm(grafted)
-            own = torch._foreach_norm(updates)
-            torch._foreach_add_(own, NORM_EPS)
-            updates = torch._foreach_mul(updates, torch._foreach_div(lengths, own))
+            lengths, own = (torch.stack(torch._foreach_norm(x)) for x in (grafted, updates))
+            updates = torch._foreach_mul(updates, (lengths / (own + NORM_EPS)).unbind())
         early = [s["step"] < group["start_step"] for s in states]
         updates = [d if e else u for d, u, e in zip(grafted, updates, early, strict=True)]
         if group["weight_decay"]:
@@ -183,9 +181,12 @@ class Shampoo(Base):
         for axis in range(tiles.ndim - 1):
             unfolded = tiles.movedim(axis + 1, 1).flatten(2)
             factors = [state["factors"][place][axis] for _, state, place, *_ in members]
-            torch._foreach_mul_(factors, [float(group["beta2"]) for group, *_ in members])
-            weights = [1.0 if group["beta2"] == 1 else 1 - group["beta2"] for group, *_ in members]
-            torch._foreach_add_(factors, torch._foreach_mul((unfolded @ unfolded.mT).unbind(), weights))
+            found = (unfolded @ unfolded.mT).unbind()
+            if any(group["beta2"] != 1 for group, *_ in members):  # otherwise a sum, without weights
+                torch._foreach_mul_(factors, [float(group["beta2"]) for group, *_ in members])
+                weights = [1.0 if group["beta2"] == 1 else 1 - group["beta2"] for group, *_ in members]
+                found = torch._foreach_mul(found, weights)
+            torch._foreach_add_(factors, found)
 
     @staticmethod
     def _refresh(owners: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:

@@ -40,8 +40,8 @@ def _task(
 
 
 def transformer(device: str) -> Task:
-    """A causal transformer of two blocks, width 32, on CPython's reference."""
-    return _task("pydoc", device, 32, 16, lambda v, g: CharGPT(v, width=32, depth=2, heads=2, context=32, generator=g))
+    """A causal transformer of one block, width 32, on CPython's reference."""
+    return _task("pydoc", device, 32, 16, lambda v, g: CharGPT(v, width=32, depth=1, heads=2, context=32, generator=g))
 
 
 def large_transformer(device: str) -> Task:
