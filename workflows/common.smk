@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from secondlook.problems import fetching, sources
-from secondlook.suite import layout, provenance, recovery, registry, runner, scales
+from secondlook.suite import imports, layout, provenance, recovery, registry, runner, scales
 from secondlook.suite.errors import SecondLookError
 
 
@@ -21,6 +21,7 @@ def plainly(call, *args):
         raise WorkflowError(str(error)) from None
 
 
+imports.spare_grammars()
 SCALE = plainly(scales.scale, str(config.get("scale", "laptop"))).name
 SETTINGS = yaml.safe_load(Path(workflow.source_path(f"scales/{SCALE}.yaml")).read_text())
 SETTINGS |= {k: v for k, v in config.items() if k not in ("scale", "results")}

@@ -120,7 +120,7 @@ T, R = TypeVar("T"), TypeVar("R")
 
 LOWEST_LR, HIGHEST_LR = 1e-4, 10.0
 FACTORS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
-TIMED_REPEATS, OWN_REPEATS, PEER_REPEATS = 3, 2, 5
+TIMED_REPEATS, OWN_REPEATS, PEER_REPEATS = 2, 2, 5
 
 
 def fosi(params: Iterable[nn.Parameter], lr: float, generator: torch.Generator) -> FOSI:

@@ -61,7 +61,7 @@ class Budget:
 TASKS = {
     "breast-cancer-logistic": Budget("supervised:logistic", 150, 0.046, 0.051),
     "digits-mlp": Budget("supervised:digits_mlp", 160, 0.13, 0.17),
-    "digits-resnet": Budget("supervised:digits_resnet", 50, 0.28, 0.72),
+    "digits-resnet": Budget("supervised:digits_resnet", 50, 0.45, 1.1),
     "digits-autoencoder": Budget("supervised:digits_autoencoder", 200, 0.027, 0.033, "mean squared error"),
     "pydoc-transformer": Budget("language:transformer", 60, 3.2, 3.4),
     "pydoc-lstm": Budget("language:lstm", 80, 2.8, 3.1),

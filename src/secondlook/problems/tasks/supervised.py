@@ -47,7 +47,7 @@ def digits_resnet(device: str) -> Task:
             norm.momentum = 0.3  # with the usual 0.1 the averages for validation are still on their way after 25 steps
         return network
 
-    return _classification("digits", device, 64, model, lambda s: Split(s.x.expand(-1, 3, -1, -1).contiguous(), s.y))
+    return _classification("digits", device, 32, model, lambda s: Split(s.x.expand(-1, 3, -1, -1).contiguous(), s.y))
 
 
 def digits_autoencoder(device: str) -> Task:

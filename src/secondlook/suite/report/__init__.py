@@ -4,8 +4,6 @@
 Nothing here is imported by the machinery, and nothing here needs the network.
 """
 
-import sys
+from secondlook.suite.imports import spare_grammars
 
-# Where this package is installed, jsonschema (under nbformat) builds a grammar of IRIs from it at import: 1.4 s, for
-# notebooks that hold none.
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+spare_grammars()
