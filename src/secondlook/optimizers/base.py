@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
+from operator import is_
 from typing import Any
 
 import torch
@@ -91,8 +92,35 @@ class Base(Optimizer):
         if self.generator is not None and "generator" in state_dict:
             self.generator.set_state(state_dict["generator"].cpu())
 
+    @property
+    def _stacks(self) -> Stacks:
+        return vars(self).setdefault("_own_stacks", Stacks())  # a copied or unpickled optimizer starts without
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+class Stacks:
+    """Batches of which the states of alike parameters hold the slices: found again without copying.
+
+    A state that was changed from outside (loaded, say) holds tensors of its own, which are stacked afresh.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, str], tuple[Tensor, Sequence[Tensor]]] = {}
+
+    def gather(self, states: list[dict[str, Any]], name: str) -> Tensor:
+        """What the states have under `name`, [k, ...]."""
+        own = [state[name] for state in states]
+        whole, slices = self._kept.get((id(states[0]), name), (None, ()))
+        return whole if len(own) == len(slices) and all(map(is_, own, slices)) else torch.stack(own)
+
+    def keep(self, states: list[dict[str, Any]], name: str, values: Tensor) -> None:
+        """Give each state its slice of `values` [k, ...]."""
+        slices = values.unbind()
+        self._kept[id(states[0]), name] = values, slices
+        for state, own in zip(states, slices, strict=True):
+            state[name] = own
 
 
 def check_range(

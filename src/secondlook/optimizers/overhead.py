@@ -37,16 +37,19 @@ class Residual(nn.Module):
         return x
 
 
-def own_times(methods: Mapping[str, Make], tensors: int, device: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of `PERIOD` steps over those of the method called "adamw", `repeats` of them.
+def own_times(methods: Mapping[str, Make], tensors: int, device: str, repeats: int) -> dict[str, float]:
+    """Seconds of `PERIOD` steps over those of the method called "adamw".
 
-    The methods take their steps in turn, so that drift of the machine hits all alike.
+    Each step of the period counts with the least of `repeats` times: whatever else the machine does only adds time. The
+    methods take their steps in turn, so that drift hits all alike.
     """
     runs = {name: timed_steps(make, tensors, device) for name, make in methods.items()}
-    steps = [{name: next(run) for name, run in runs.items()} for _ in range(WARMUP + repeats * PERIOD)]
-    periods = [steps[i : i + PERIOD] for i in range(WARMUP, len(steps), PERIOD)]
-    totals = [{name: sum(step[name] for step in period) for name in runs} for period in periods]
-    return {name: [total[name] / total["adamw"] for total in totals] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(WARMUP + repeats * PERIOD):
+        for name, run in runs.items():
+            seconds[name].append(next(run))
+    least = {name: sum(min(taken[WARMUP + i :: PERIOD]) for i in range(PERIOD)) for name, taken in seconds.items()}
+    return {name: total / least["adamw"] for name, total in least.items()}
 
 
 def timed_steps(make: Make, tensors: int, device: str) -> Iterator[float]:

@@ -9,6 +9,7 @@ With P = Q = I this is Muon. The momentum in G's place is averaged in the whiten
 """
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -183,17 +184,9 @@ class FISMO(Base):
                     state[root] = state[factor].clone()  # its inverse root
         return self.state[p]
 
-    @staticmethod
-    def _directions(group: dict[str, Any], states: list[dict[str, Any]], G: Tensor, due: bool) -> Tensor:
+    def _directions(self, group: dict[str, Any], states: list[dict[str, Any]], G: Tensor, due: bool) -> Tensor:
         """What to subtract at learning rate 1 for gradients `[k, m, n]`, all of one shape."""
-
-        def gather(name: str) -> Tensor:
-            return torch.stack([state[name] for state in states])
-
-        def keep(name: str, values: Tensor) -> None:
-            for state, value in zip(states, values.unbind(), strict=True):
-                state[name] = value
-
+        gather, keep = (partial(call, states) for call in (self._stacks.gather, self._stacks.keep))
         averaging = {"gamma": group["gamma"], "mu": group["damping"], "relative": group["relative"]}
         P, Q = kron_fisher_update(gather("P"), gather("Q"), G, **averaging)
         keep("P", P)
