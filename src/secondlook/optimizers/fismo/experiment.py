@@ -113,9 +113,7 @@ def regression(
 def rate(run: Run, *, shape: tuple[int, int, int], noise: float, lr: float, lengths: list[int]) -> None:
     """Mean squared gradient norm of a run against its number of steps T, with the rate lr / sqrt(T) and without."""
     go = partial(factorisation, seeds=list(run.seeds), shape=shape, noise=noise)
-    longest = go(
-        partial(FISMO, lr=lr / math.sqrt(lengths[0])), steps=max(lengths)
-    )  # at one rate, with shorter ones in it
+    longest = go(partial(FISMO, lr=lr / math.sqrt(lengths[0])), steps=max(lengths))  # at one rate it holds the shorter
     for T in run.track(lengths, "lengths"):
         found = {"fismo": go(partial(FISMO, lr=lr / math.sqrt(T)), steps=T), "fismo-constant": longest[:T]}
         for method, norms in found.items():

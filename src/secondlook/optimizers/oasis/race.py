@@ -139,10 +139,8 @@ class Race:
                     best, needed = rate, k
             return best, needed
         columns = start.new_tensor(rates) * self.unit(rule)
-        values, goal = (
-            descend(self.objective, rule, start[:, None].expand(-1, len(rates)), columns),
-            float(self.goal(start)),
-        )
+        goal = float(self.goal(start))
+        values = descend(self.objective, rule, start[:, None].expand(-1, len(rates)), columns)
         for k, here in enumerate(itertools.islice(values, self.limit), 1):
             nearest = int(here.nan_to_num(nan=torch.inf).argmin())
             if (here <= goal).any():
