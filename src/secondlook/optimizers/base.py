@@ -93,8 +93,9 @@ class Base(Optimizer):
             self.generator.set_state(state_dict["generator"].cpu())
 
     @property
-    def _stacks(self) -> Stacks:
-        return vars(self).setdefault("_own_stacks", Stacks())  # a copied or unpickled optimizer starts without
+    def stacks(self) -> Stacks:
+        """Batches of its states; a copied or unpickled optimizer starts without."""
+        return vars(self).setdefault("_stacks", Stacks())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from secondlook.curvature.layers import Layer
 from secondlook.optimizers.base import Base
@@ -105,9 +104,13 @@ class Alike(NamedTuple):
         bias = torch.stack([layer.bias.grad for layer in self.layers]) if self.biased else W.new_zeros(W.shape[:2])
         return torch.cat([W, bias.unsqueeze(-1)], -1)
 
-    def state(self, optimizer: Optimizer, key: str) -> Tensor:
-        """What the optimizer's state has under `key` for each weight, stacked."""
-        return torch.stack([optimizer.state[layer.weight][key] for layer in self.layers])
+    def states(self, optimizer: Base) -> list[dict[str, Any]]:
+        """The optimizer's states of the weights."""
+        return [optimizer.state[layer.weight] for layer in self.layers]
+
+    def state(self, optimizer: Base, key: str) -> Tensor:
+        """What those states have under `key`, stacked."""
+        return optimizer.stacks.gather(self.states(optimizer), key)
 
     def by_parameter(self, matrices: Tensor) -> dict[nn.Parameter, Tensor]:
         """What matrices [k, out, in (+ 1)] say of each weight and, where `biased`, bias."""

@@ -73,14 +73,14 @@ def hutchinson_diag(
         return []
     _check_graph(grads)
     n_probes = n_probes if probes is None else len(probes)
-    mean: Sequence[Tensor] = []
+    mean: Sequence[Tensor] = [] if n_probes == 1 else [torch.zeros_like(p, requires_grad=False) for p in params]
     for i in range(n_probes):
         z = sign_vectors(params, generator) if probes is None else _fitting(probes[i], params)
         keep = retain_graph or i + 1 < n_probes
         products = torch.autograd.grad(grads, params, z, retain_graph=keep, materialize_grads=True)
         sizes = torch._foreach_mul(z, products) if signed else torch._foreach_abs(products)
-        if not mean:
-            mean = sizes if n_probes == 1 else torch._foreach_mul(sizes, 1 / n_probes)
+        if n_probes == 1:
+            mean = sizes
         else:
             torch._foreach_add_(mean, sizes, alpha=1 / n_probes)
     return [spatial_mean(d) for d in mean] if block == "spatial" else list(mean)

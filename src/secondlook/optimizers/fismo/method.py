@@ -186,7 +186,7 @@ class FISMO(Base):
 
     def _directions(self, group: dict[str, Any], states: list[dict[str, Any]], G: Tensor, due: bool) -> Tensor:
         """What to subtract at learning rate 1 for gradients `[k, m, n]`, all of one shape."""
-        gather, keep = (partial(call, states) for call in (self._stacks.gather, self._stacks.keep))
+        gather, keep = (partial(call, states) for call in (self.stacks.gather, self.stacks.keep))
         averaging = {"gamma": group["gamma"], "mu": group["damping"], "relative": group["relative"]}
         P, Q = kron_fisher_update(gather("P"), gather("Q"), G, **averaging)
         keep("P", P)

@@ -59,10 +59,25 @@ PROBLEMS = {
 }
 
 
-def train(
+def train(arm: str, lr: float, seed: int, **recipe: Any) -> History:
+    """One run with a cosine; the recipe is `_prepared`'s."""
+    (model,), opt, (batches,), loop = _prepared(arm, lr, [seed], **recipe)
+    return fit(model, opt, batches, cross_entropy, **loop)
+
+
+def train_seeds(arm: str, lr: float, seeds: Sequence[int], *, problem: ImageProblem, **recipe: Any) -> list[History]:
+    """`train` for each of the seeds; small networks on digits take their steps side by side."""
+    if problem.data == "digits":
+        models, opt, batches, loop = _prepared(arm, lr, seeds, problem=problem, **recipe)
+        if found := fit_each(models, opt, batches, **loop):
+            return found
+    return [train(arm, lr, seed, problem=problem, **recipe) for seed in seeds]
+
+
+def _prepared(
     arm: str,
     lr: float,
-    seed: int,
+    seeds: Sequence[int],
     *,
     problem: ImageProblem,
     data: Dataset,
@@ -70,36 +85,11 @@ def train(
     batch_size: int,
     weight_decay: float,
     every: int | None = None,
-) -> History:
-    """One run with a cosine: training and test accuracy at every `every` epochs, or validation at the end alone."""
-    recipe = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "every": every}
-    (model,), opt, (batches,), loop = _prepared(arm, lr, [seed], problem, data, **recipe)
-    return fit(model, opt, batches, cross_entropy, **loop)
-
-
-def train_seeds(
-    arm: str, lr: float, seeds: Sequence[int], *, problem: ImageProblem, data: Dataset, **recipe: Any
-) -> list[History]:
-    """`train` for each of the seeds; small networks on digits take their steps side by side."""
-    if problem.data == "digits":
-        models, opt, batches, loop = _prepared(arm, lr, seeds, problem, data, **recipe)
-        if found := fit_each(models, opt, batches, **loop):
-            return found
-    return [train(arm, lr, seed, problem=problem, data=data, **recipe) for seed in seeds]
-
-
-def _prepared(
-    arm: str,
-    lr: float,
-    seeds: Sequence[int],
-    problem: ImageProblem,
-    data: Dataset,
-    epochs: int,
-    batch_size: int,
-    weight_decay: float,
-    every: int | None,
 ) -> tuple[list[nn.Module], Optimizer, list[Minibatches], dict[str, Any]]:
-    """Fresh networks, one optimizer for all of them, their batches, and the loop's options."""
+    """Fresh networks, one optimizer for all of them, their batches, and the loop's options.
+
+    Looked at are training and test accuracy at every `every` epochs, or validation at the end alone.
+    """
     drawn = [streams(arm, seed, data.train.x.device) for seed in seeds]
     models = [problem.model(generator=weights).to(data.train.x.device) for weights, _ in drawn]
     batches = [minibatches(*data.train, batch_size, order, problem.augment) for _, order in drawn]

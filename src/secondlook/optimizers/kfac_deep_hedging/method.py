@@ -93,8 +93,8 @@ class KFAC(LayerOptimizer):
             for kind in alike([m for m in factored if due or "A_inverse" not in self.state[m.weight]], updates):
                 self._invert(kind, group["damping"])
             for kind in alike(factored, updates):
-                left, right = (self._gather(kind, name) for name in ("G_inverse", "A_inverse"))
-                updates |= kind.by_parameter(left @ kind.gradients() @ right)
+                U = kind.state(self, "G_inverse") @ kind.gradients() @ kind.state(self, "A_inverse")
+                updates |= kind.by_parameter(U)
         if not updates:
             return loss, present
         overlap = torch.zeros(())
@@ -108,25 +108,26 @@ class KFAC(LayerOptimizer):
 
     def _average(self, uses: dict[Layer, list[Use]], decay: float) -> None:
         """Average the batch's factors in, as far as shapes agree for all layers in one product."""
-        alike = defaultdict(list)
+        together = defaultdict(list)
         for layer, its in uses.items():
             a = _rows([layer_inputs(layer, use.inputs, homogeneous=False) for use in its])
             s = _rows([layer_outputs(layer, use.grad_outputs) for use in its])
             state = self.state[layer.weight]
-            alike[a.shape, s.shape, its[0].inputs.shape[0], layer.bias is None, "A" in state].append((state, a, s))
-        for (*_, size, unbiased, known), members in alike.items():
+            kind = (a.shape, s.shape, its[0].inputs.shape[0], layer.bias is None, "A" in state)
+            together[kind].append((state, a, s))
+        for (*_, size, unbiased, known), members in together.items():
             states, inputs, outputs = map(list, zip(*members, strict=True))
             a, s = torch.stack(inputs), torch.stack(outputs)
             a = a if unbiased else F.pad(a, (0, 1), value=1.0)
             fresh = {"A": a.mT @ a / a.shape[1], "G": s.mT @ s * size}  # hooks saw gradients of a mean over `size`
             for name, value in fresh.items():
                 if known:
-                    value = self._stacks.gather(states, name).lerp_(value, 1 - decay)
-                self._stacks.keep(states, name, value)
+                    value = self.stacks.gather(states, name).lerp_(value, 1 - decay)
+                self.stacks.keep(states, name, value)
 
     def _invert(self, kind: Alike, damping: float) -> None:
         """Damped inverses of both factors, the damping shared out by their average eigenvalues."""
-        A, G = (self._gather(kind, name) for name in ("A", "G"))
+        A, G = (kind.state(self, name) for name in ("A", "G"))
         mean_A, mean_G = (
             M.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(M.dtype).tiny)[:, None, None] for M in (A, G)
         )
@@ -134,10 +135,7 @@ class KFAC(LayerOptimizer):
         for name, factor, share in (("A_inverse", A, pi * damping**0.5), ("G_inverse", G, damping**0.5 / pi)):
             damped = factor + share * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
             inverses = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-            self._stacks.keep([self.state[layer.weight] for layer in kind.layers], name, inverses)
-
-    def _gather(self, kind: Alike, name: str) -> Tensor:
-        return self._stacks.gather([self.state[layer.weight] for layer in kind.layers], name)
+            self.stacks.keep(kind.states(self), name, inverses)
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         for p in params:
