@@ -21,6 +21,8 @@ def pack(tensors: Iterable[Tensor], *, lead: int = 0) -> Tensor:
     tensors = list(tensors)
     if not tensors:
         raise ValueError("pack got an empty list: hand in at least one tensor (do the parameters require grad?)")
+    if not lead:
+        return torch.cat([t.flatten() for t in tensors])
     return torch.cat([t.flatten(lead) if t.ndim > lead else t.unsqueeze(-1) for t in tensors], dim=-1)
 
 
@@ -32,6 +34,8 @@ def unpack(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     sizes = [t.numel() for t in like]
     if flat.ndim == 0 or flat.shape[-1] != sum(sizes):
         raise ValueError(f"cannot unpack shape {tuple(flat.shape)}: the last axis must have {sum(sizes)} entries")
-    lead = flat.shape[:-1]
     parts = torch.split_with_sizes(flat, sizes, dim=-1)  # Tensor.split does the same, through slow Python
+    if flat.ndim == 1:
+        return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
+    lead = flat.shape[:-1]
     return [part.reshape(lead + t.shape) for part, t in zip(parts, like, strict=True)]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from secondlook.curvature.flat import pack, unpack
+
 
 class Base(Optimizer):
     """An optimizer that says what a step needs beyond gradients; training loops look before each step.
@@ -93,34 +95,46 @@ class Base(Optimizer):
             self.generator.set_state(state_dict["generator"].cpu())
 
     @property
-    def stacks(self) -> Stacks:
-        """Batches of its states; a copied or unpickled optimizer starts without."""
-        return vars(self).setdefault("_stacks", Stacks())
+    def stacks(self) -> Joined:
+        """Batches of states of one shape; a copied or unpickled optimizer starts without."""
+        return vars(self).setdefault("_stacks", Joined(torch.stack, lambda whole, _: whole.unbind()))
+
+    @property
+    def vectors(self) -> Joined:
+        """Flat vectors of states of any shapes, of one type; a copied or unpickled optimizer starts without."""
+        return vars(self).setdefault("_vectors", Joined(pack, unpack))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
-class Stacks:
-    """Batches of which the states of alike parameters hold the slices: found again without copying.
+class Joined:
+    """Tensors of which the states of several parameters hold the parts: found again without copying.
 
-    A state that was changed from outside (loaded, say) holds tensors of its own, which are stacked afresh.
+    A state that was changed from outside (loaded, say) holds tensors of its own, which are joined afresh.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, join: Callable[[list[Tensor]], Tensor], part: Callable[[Tensor, list[Tensor]], Sequence[Tensor]]
+    ) -> None:
+        self._join, self._part = join, part
         self._kept: dict[tuple[int, str], tuple[Tensor, Sequence[Tensor]]] = {}
 
     def gather(self, states: list[dict[str, Any]], name: str) -> Tensor:
-        """What the states have under `name`, [k, ...]."""
+        """What the states have under `name`, joined; from then on they hold its parts."""
         own = [state[name] for state in states]
-        whole, slices = self._kept.get((id(states[0]), name), (None, ()))
-        return whole if len(own) == len(slices) and all(map(is_, own, slices)) else torch.stack(own)
+        whole, parts = self._kept.get((id(states[0]), name), (None, ()))
+        if len(own) == len(parts) and all(map(is_, own, parts)):
+            return whole
+        whole = self._join(own)
+        self.keep(states, name, whole)
+        return whole
 
     def keep(self, states: list[dict[str, Any]], name: str, values: Tensor) -> None:
-        """Give each state its slice of `values` [k, ...]."""
-        slices = values.unbind()
-        self._kept[id(states[0]), name] = values, slices
-        for state, own in zip(states, slices, strict=True):
+        """Give each state its part of `values`."""
+        parts = self._part(values, [state.get(name) for state in states])
+        self._kept[id(states[0]), name] = values, parts
+        for state, own in zip(states, parts, strict=True):
             state[name] = own
 
 

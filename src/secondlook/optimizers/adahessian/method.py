@@ -5,12 +5,14 @@ E[z * (H z)] = diag(H). The optimizer averages its size over convolution kernels
 iterations, and divides the averaged gradient by the root.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from secondlook.curvature.flat import numel, pack, unpack
 from secondlook.optimizers.base import Base, check_betas, check_count, check_range
 
 Probe = Sequence[Tensor]
@@ -19,10 +21,9 @@ Probe = Sequence[Tensor]
 def sign_vectors(like: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
     """One joint draw of independent uniform signs, shaped, typed and placed like the tensors of `like`."""
     device = like[0].device if generator is None else generator.device
-    sizes = [t.numel() for t in like]
-    bits = torch.randint(0, 2, (sum(sizes),), generator=generator, device=device, dtype=torch.int8)
-    signs = bits.mul_(2).sub_(1).split(sizes)
-    return [s.view(t.shape).to(device=t.device, dtype=t.dtype) for s, t in zip(signs, like, strict=True)]
+    bits = torch.randint(0, 2, (numel(like),), generator=generator, device=device, dtype=torch.int8)
+    signs = unpack(bits.mul_(2).sub_(1).to(like[0]), like)
+    return [s.to(t) for s, t in zip(signs, like, strict=True)]
 
 
 def spatial_mean(curvature: Tensor) -> Tensor:
@@ -207,39 +208,38 @@ class AdaHessian(Base):
         )
 
     def _update(self, group: dict[str, Any], params: list[Tensor], curvature: dict[Tensor, Tensor]) -> None:
+        together = defaultdict(list)
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state |= {"step": 0, "refreshes": 0}
+                state |= {name: torch.zeros_like(p) for name in ("exp_avg", "exp_curvature_sq")}
+            state["step"] += 1
+            state["refreshes"] += bool(curvature)
+            together[p.dtype, p.device, state["step"], state["refreshes"]].append(p)
+        for (*_, t, refreshes), alike in together.items():
+            self._move(group, alike, [curvature[p] for p in alike] if curvature else [], t, refreshes)
+
+    def _move(
+        self, group: dict[str, Any], params: list[Tensor], curvature: list[Tensor], t: int, refreshes: int
+    ) -> None:
+        """Step parameters of one type and age, as one vector: the number of tensors hardly matters."""
         beta1, beta2 = group["betas"]
         lr = float(group["lr"])
-        for p in params:
-            if p not in self.state:
-                zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_curvature_sq")}
-                self.state[p] = {"step": 0, "refreshes": 0, **zeros}
-        states = [self.state[p] for p in params]
-        m = [s["exp_avg"] for s in states]
-        v = [s["exp_curvature_sq"] for s in states]
-        g = [p.grad for p in params]
-
-        torch._foreach_mul_(m, beta1)
-        torch._foreach_add_(m, g, alpha=beta1 - 1 if group["maximize"] else 1 - beta1)
-        for s in states:
-            s["step"] += 1
+        m, v = (self.vectors.gather([self.state[p] for p in params], name) for name in ("exp_avg", "exp_curvature_sq"))
+        m.mul_(beta1).add_(pack(p.grad for p in params), alpha=beta1 - 1 if group["maximize"] else 1 - beta1)
         if curvature:
-            d = [curvature[p] for p in params]
-            if group["spatial_average"]:
-                d = [spatial_mean(block) for block in d]
-            torch._foreach_mul_(v, beta2)
-            torch._foreach_addcmul_(v, d, d, value=1 - beta2)
-            for s in states:
-                s["refreshes"] += 1
+            d = pack(map(spatial_mean, curvature) if group["spatial_average"] else curvature)
+            v.mul_(beta2).addcmul_(d, d, value=1 - beta2)
 
         # Both corrections divide by 1 - beta^t; v's stands inside the power and counts refreshes, not steps.
-        denominator = torch._foreach_sqrt(v)
-        torch._foreach_div_(denominator, [(1 - beta2 ** s["refreshes"]) ** 0.5 for s in states])
+        denominator = v.sqrt().div_((1 - beta2**refreshes) ** 0.5)
         if group["hessian_power"] != 1:
-            torch._foreach_pow_(denominator, group["hessian_power"])
-        torch._foreach_add_(denominator, group["eps"])
+            denominator.pow_(group["hessian_power"])
+        step = m.mul(-lr / (1 - beta1**t)).div_(denominator.add_(group["eps"]))
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_addcdiv_(params, m, denominator, [-lr / (1 - beta1 ** s["step"]) for s in states])
+        torch._foreach_add_(params, unpack(step, params))
 
 
 def _check_graph(grads: Sequence[Tensor]) -> None:
