@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from secondlook.suite import benchmarks, registry, tables
+from stand_in_gpu import stand_in_gpu
 
 FAMILIES = [f for f in registry.FAMILIES if registry.benchmark_scales(f)]
 
@@ -26,3 +27,10 @@ def test_it_runs_beside_its_peers(family, tmp_path):
     timed = table[table["unit"].isin(["s", "ms"])]
     assert len(timed)
     tables.conform(pd.DataFrame([row]), tables.RUNS)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "optimizers"])  # whose harness trains all on one
+def test_it_runs_on_a_gpu(family, tmp_path):
+    with stand_in_gpu():
+        _, row = benchmarks.run(family, "smoke", tmp_path, "cuda")
+    assert row["status"] == "ok", row["note"]

@@ -1,4 +1,4 @@
-"""The `gpu` scale without a GPU: every experiment with its settings, data and models there, shrunk by `check`."""
+"""The `gpu` scale on a stand-in for a GPU: every experiment with its settings, data and models, shrunk by `check`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from secondlook.suite import registry, runner, tables
 from secondlook.suite.claims import select
 from secondlook.suite.errors import DeviceMissing, UnknownName
 from secondlook.suite.scales import SCALES, resolve_device
+from stand_in_gpu import stand_in_gpu
 
 ROWS, CHARACTERS = 32, 2000  # of every part of a data set: evaluating on all of it would take longer than the rest
 EXPERIMENTS = [
@@ -64,7 +65,7 @@ def small_models(monkeypatch, tmp_path):
             model = zoo._module(name)
             assert model.CHECK.keys() <= model.SCALES["gpu"].keys(), f"{name}: CHECK shrinks what is not there"
             monkeypatch.setitem(model.SCALES, "gpu", model.SCALES["gpu"] | model.CHECK)
-            zoo.train(name, "gpu", 0, tmp_path)
+            zoo.train(name, "gpu", 0, tmp_path, "cuda")
 
     train.folder = tmp_path
     return train
@@ -75,9 +76,11 @@ def test_every_experiment_runs_with_its_gpu_settings(paper, name, small_data, sm
     settings = paper.at("gpu")[name]
     assert settings.check, f"{paper.slug}: give the gpu settings of {name} a `check` that takes a CPU a second or two"
     small_data(paper.data(name, "gpu"))
-    small_models(list(paper.experiments[name].models))
-    run = runner.Run(paper.slug, name, "gpu", (0,), "cpu", small_models.folder, paper.metrics)
-    getattr(import_module(f"{paper.module}.experiment"), name)(run, **settings.set | settings.check)
+    run = runner.Run(paper.slug, name, "gpu", (0,), "cuda", small_models.folder, paper.metrics)
+    with stand_in_gpu() as gpu:
+        small_models(list(paper.experiments[name].models))
+        getattr(import_module(f"{paper.module}.experiment"), name)(run, **settings.set | settings.check)
+    assert gpu.operations > 10, "the device of the run is not used"
     table = tables.conform(pd.DataFrame(run.rows), tables.MEASUREMENTS)
     for claim in paper.claims:
         for test in (claim.test, claim.control_test) if "gpu" in claim.scales else ():

@@ -34,9 +34,12 @@ from secondlook.optimizers import (
     benchmark,
     overhead,
 )
+from secondlook.optimizers.factor import cholesky
+from secondlook.optimizers.trial import started
 from secondlook.problems import tasks
-from secondlook.problems.training import History
+from secondlook.problems.training import History, fit
 from secondlook.suite.errors import SecondLookError
+from stand_in_gpu import stand_in_gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
 
@@ -581,6 +584,13 @@ def test_float32_stays_float32(factory):
         assert all(s.dtype == torch.float32 for s in state.values() if isinstance(s, torch.Tensor))
 
 
+def test_a_factor_that_does_not_exist_is_nan():
+    good = torch.tensor([[4.0, 2.0], [2.0, 5.0]])
+    found = cholesky(torch.stack([good, -good, good * math.nan]))
+    assert torch.equal(found[0], torch.linalg.cholesky(good))
+    assert found[1:].isnan().all()
+
+
 # The benchmark, which takes any optimizer that passes the above.
 
 
@@ -634,6 +644,25 @@ def test_tasks_can_be_differentiated_twice(name):
     make = benchmark.METHODS["adahessian"]
     trial = benchmark.train(make, name, lr=0.05, seed=0, device="cpu", rows=1, budget=budget)
     assert math.isfinite(trial.final)
+
+
+@pytest.mark.parametrize("name", list(benchmark.METHODS))
+def test_no_step_waits_for_the_gpu(name):
+    """The host hands the GPU step after step; what it looks up is as much after few steps as after many.
+
+    Steps at which FOSI looks for eigenpairs (25) and Shampoo for roots (20) do wait: they stop when they are done.
+    """
+    waits = []
+    with stand_in_gpu() as gpu:
+        task = tasks.load("digits-resnet", "cuda")
+        model, batches, optimizer = started(benchmark.METHODS[name], task, 1e-3, 0, "cuda")
+        needs = {"graph": hasattr(optimizer, "wants_graph"), "closure": getattr(optimizer, "needs_closure", False)}
+        for steps in (4, 4, 10):
+            gpu.waits.clear()
+            fit(model, optimizer, batches, task.loss, steps=steps, **needs)
+            waits.append(gpu.waits.copy())
+    assert waits[1] == waits[2]
+    assert sum(waits[1].values()) <= 4
 
 
 def test_own_time_leaves_the_closure_out(monkeypatch):

@@ -160,7 +160,7 @@ def kronfluence_scores(
     score_args = ScoreArguments(
         damping_factor=None, score_dtype=dtype, per_sample_gradient_dtype=dtype, precondition_dtype=dtype
     )
-    tracked = prepare_model(copy.deepcopy(model), task)
+    tracked = prepare_model(copy.deepcopy(model), task).to(train[0].device)  # which adds parameters
     loader = _Loader(train, batch_size)
     common = {"model": tracked, "state": state, "factor_args": factor_args, "disable_tqdm": True}
     config, factors = FactorConfig.CONFIGS[strategy], {}
@@ -180,7 +180,7 @@ def kronfluence_scores(
         tracked_module_names=None,
         **common,
     )
-    return scores["all_modules"]
+    return scores["all_modules"].to(train[0].device)
 
 
 def _split(batch: Batch, size: int) -> list[Batch]:

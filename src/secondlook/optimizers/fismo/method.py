@@ -17,6 +17,7 @@ from torch import Tensor
 
 from secondlook.optimizers.auon.method import newton_schulz5
 from secondlook.optimizers.base import Base, check_count, check_range
+from secondlook.optimizers.factor import cholesky
 
 POLARS = ("svd", "ns5")
 
@@ -67,7 +68,7 @@ def kron_fisher_update(
 def _averaged(A: Tensor, G: Tensor, B: Tensor, gamma: float, mu: float, relative: bool) -> Tensor:
     """One factor A `[..., k, k]` after G `[..., k, l]`, seen through the other factor B `[..., l, l]`."""
     k, l = G.shape[-2:]
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(B + _rounding(B)), G.mT, upper=False)
+    white = torch.linalg.solve_triangular(cholesky(B + _rounding(B)), G.mT, upper=False)
     seen = white.mT @ white / l
     if relative:
         seen = seen * (k / _trace(seen).clamp_min(torch.finfo(A.dtype).tiny * k))

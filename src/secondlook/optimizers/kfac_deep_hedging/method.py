@@ -18,6 +18,7 @@ from secondlook.curvature import pack
 from secondlook.curvature.layers import Layer, factorable, layer_inputs, layer_outputs
 from secondlook.optimizers.base import check_count, check_range
 from secondlook.optimizers.capture import Alike, LayerOptimizer, Use, alike
+from secondlook.optimizers.factor import cholesky
 
 
 class KFAC(LayerOptimizer):
@@ -134,7 +135,7 @@ class KFAC(LayerOptimizer):
         pi = (mean_A / mean_G).sqrt()
         for name, factor, share in (("A_inverse", A, pi * damping**0.5), ("G_inverse", G, damping**0.5 / pi)):
             damped = factor + share * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-            inverses = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+            inverses = torch.cholesky_inverse(cholesky(damped))
             self.stacks.keep(kind.states(self), name, inverses)
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secondlook.optimizers.factor import cholesky
 from secondlook.optimizers.mkor.method import MKOR, RULES, rank1_inverse_update
 from secondlook.optimizers.mkor.work import Work
 from secondlook.problems.datasets import Dataset, Split
@@ -75,7 +76,7 @@ def _refreshes(inverse: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 
 def _cholesky_inverse(factor: Tensor) -> Tensor:
-    return torch.cholesky_inverse(torch.linalg.cholesky(factor))
+    return torch.cholesky_inverse(cholesky(factor))
 
 
 def _as_printed(inverse: Tensor, v: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secondlook.optimizers.factor import cholesky
 from secondlook.optimizers.thermodynamic_ngd.method import TNGD
 from secondlook.problems.datasets import Dataset
 from secondlook.problems.models import convnet, mlp
@@ -29,7 +30,7 @@ class NGD(TNGD):
     def _readout(self, state: dict[str, Any], gradient: Tensor, factor: Tensor) -> Tensor:
         gram = factor.T @ factor
         gram.diagonal().add_(self.damping)
-        inner = torch.cholesky_solve((factor.T @ gradient)[:, None], torch.linalg.cholesky(gram))[:, 0]
+        inner = torch.cholesky_solve((factor.T @ gradient)[:, None], cholesky(gram))[:, 0]
         x = (gradient - factor @ inner) / self.damping
         if self.momentum:
             x = state["velocity"] = x + self.momentum * state["velocity"] if "velocity" in state else x

@@ -59,7 +59,7 @@ def entropies(z: Tensor, other: Tensor, copy: Tensor, sigma: float) -> tuple[dic
         "same-dimension": spectral_entropy(another),
     }
     gaps = {"released-row": released - row, "other-cloud": another - row}
-    return values, {name: float(gap.abs().max()) for name, gap in gaps.items()}
+    return {name: float(v) for name, v in values.items()}, {name: float(gap.abs().max()) for name, gap in gaps.items()}
 
 
 def toy(

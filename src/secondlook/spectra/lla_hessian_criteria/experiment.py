@@ -92,8 +92,9 @@ def record_density(run: Run, found: dict[str, Any], **at: Any) -> None:
     grid, density = smoothed_density(*found["spectrum"])
     ends = [int(i) for i in torch.linspace(0, len(grid), CURVE + 1)]
     stretches = list(pairwise(ends))
-    peaks = torch.stack([density[a:b].max() for a, b in stretches])
-    run.record_series("density", peaks, steps=[float(grid[a:b].mean()) for a, b in stretches], **at)
+    peaks = torch.stack([density[a:b].max() for a, b in stretches]).tolist()
+    middles = torch.stack([grid[a:b].mean() for a, b in stretches]).tolist()
+    run.record_series("density", peaks, steps=middles, **at)
 
 
 def criteria(

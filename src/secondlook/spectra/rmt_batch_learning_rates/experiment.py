@@ -44,7 +44,7 @@ def slope(x: list[float], y: list[float]) -> float:
 
 def noisy_hessian(lam: float, dim: int, sigma: float, batch: int, generator: torch.Generator) -> float:
     """Largest eigenvalue of a rank-one matrix with symmetric Gaussian noise."""
-    A = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+    A = torch.randn(dim, dim, generator=generator, device=generator.device, dtype=torch.float64)
     E = (A + A.T) * (sigma / math.sqrt(2 * batch))
     E[0, 0] += lam
     return float(torch.linalg.eigvalsh(E)[-1])
@@ -52,7 +52,7 @@ def noisy_hessian(lam: float, dim: int, sigma: float, batch: int, generator: tor
 
 def noisy_ggn(lam: float, dim: int, sigma: float, batch: int, generator: torch.Generator) -> float:
     """Largest eigenvalue of the sample covariance of `batch` Gaussian vectors with one strong direction."""
-    X = sigma * torch.randn(batch, dim, generator=generator, dtype=torch.float64)
+    X = sigma * torch.randn(batch, dim, generator=generator, device=generator.device, dtype=torch.float64)
     X[:, 0] *= math.sqrt(lam) / sigma
     gram = X @ X.T if batch < dim else X.T @ X
     return float(torch.linalg.eigvalsh(gram)[-1]) / batch
@@ -65,7 +65,7 @@ def spiked(run: Run, *, dim: int, sigma: float, spikes: list[float], batches: li
         "ggn": (noisy_ggn, spiked_covariance_top),
     }
     for seed in run.track(run.seeds, "seeds"):
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(run.device).manual_seed(seed)
         for problem, (draw, law) in models.items():
             errors: dict[str, list[float]] = {"theory": [], "no-noise": []}
             for lam in spikes:
