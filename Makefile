@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml envs/constraints.txt
 test: setup lint
 	$(BIN)/python -m pytest -n 2
 
-# The long campaign behind docs/reliability.md: all papers, killed twenty times. About half an hour.
+# The long campaign behind docs/reliability.md: a paper of each family, killed twenty times.
 faults: setup
 	$(BIN)/python -m pytest -m campaign -s tests/faults
 

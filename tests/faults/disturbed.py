@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+
+import yaml
 
 from checkout import BIN, Copy
 from secondlook.suite import seals
@@ -98,12 +100,18 @@ def half_written(folder: Path) -> list[Path]:
 def reduced(folder: Path) -> Copy:
     """A checkout in which only two papers are replicated, both of them small."""
     copy = Copy(folder)
-    for card in folder.glob("src/secondlook/*/*/card.yaml"):
-        if "\nexperiments:" in card.read_text(encoding="utf-8"):
-            card.unlink()
+    keep_only(copy, ())
     for slug, family in (("demo", "solvers"), ("other", "spectra")):
         copy.run("secondlook", "new", slug, "--family", family)
     return copy
+
+
+def keep_only(copy: Copy, slugs: Collection[str]) -> None:
+    """Take the cards of all other replicated papers out of a checkout."""
+    for card in copy.folder.glob("src/secondlook/*/*/card.yaml"):
+        text = card.read_text(encoding="utf-8")
+        if "\nexperiments:" in text and yaml.safe_load(text)["slug"] not in slugs:
+            card.unlink()
 
 
 def twin(copy: Copy, folder: Path) -> Copy:
