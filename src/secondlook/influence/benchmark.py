@@ -4,7 +4,8 @@ Both sides fit EK-FAC factors on the same training examples (two passes, labels 
 take damping 0.1 mean(Lambda), and score every query against every training example. Same batches, same precision, one
 process, alternating order. kronfluence runs through its loader-level functions, without the file round trips of its
 `Analyzer`, and all queries in one batch, which is its fastest setting. Networks are freshly initialised: the work does
-not depend on the weights. `disagreement` is the largest difference of two scores over the largest score.
+not depend on the weights. `disagreement` is the largest difference of two scores over the largest score. `floor` says
+how much of the time that scoring alone takes its operations need at the machine's best rates (`suite.floors`).
 
 Your own estimator joins by `--method module:Class`. It is used as `Class(model).fit(batches).scores(queries, batches)`
 with lists of batches (x, y), cross-entropy understood, and returns scores [Q, N] in the sign of `EKFACInfluence`. Its
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 from secondlook.influence.ekfac_influence import EKFACInfluence
 from secondlook.problems import datasets
 from secondlook.problems.models.mlp import mlp
+from secondlook.suite import floors
 from secondlook.suite.named import load
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
@@ -30,6 +33,12 @@ from secondlook.suite.timing import interleaved
 METRICS = {
     "seconds": {"label": "time for fit and scores", "unit": "s", "timing": True},
     "speedup": {"label": "kronfluence's time over ours", "unit": "x", "timing": True},
+    "floor": {
+        "label": "least time of its operations at the machine's best rates, over the time taken",
+        "unit": "%",
+        "timing": True,
+    },
+    "arithmetic": {"label": "arithmetic a second", "unit": "GFLOP/s", "timing": True},
     "disagreement": {"label": "largest relative difference of scores", "unit": ""},
 }
 SCALES = {
@@ -72,8 +81,10 @@ def benchmark(
                 ours, theirs = our_scores(*work), kronfluence_scores(*work)
                 difference = (ours + theirs).abs().max() / ours.abs().max()  # theirs leave out the minus sign
                 run.record("disagreement", difference, method="kronfluence", problem=f"{problem}-{precision}")
+        batches = _split(train, BATCH)
+        fitted = EKFACInfluence(model).fit(batches, targets="given")
+        floors.record(run, partial(fitted.scores, [query], batches), method="scores", problem=problem)
         if own is not None:
-            batches = _split(train, BATCH)
             contestants[method] = lambda m=model, b=batches, q=query: own(m).fit(b).scores([q], b)
             ours = our_scores(model, train, query)
             difference = (contestants[method]() - ours).abs().max() / ours.abs().max()

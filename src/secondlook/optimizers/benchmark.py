@@ -7,7 +7,9 @@ it runs on `seeds` fresh seeds. All runs have a cosine schedule to their end. Re
 (training alone, without evaluation) until the validation loss first falls to the target; the performance profile, which
 is the share of the tasks that an optimizer solves within a factor of the fewest steps (or the least time) that any
 needs; the share of the learning rates that reach, in half the steps, the target of such runs; and, against AdamW, the
-time of a step and the memory of the optimizer's state. A run that never gets there has `reached` 0 and no time.
+time of a step and the memory of the optimizer's state. A run that never gets there has `reached` 0 and no time. `floor`
+says how much of the time of AdamW's and AdaHessian's steps their operations need at the machine's best rates
+(`suite.floors`).
 
 Your own optimizer joins by `--method module:Class`. It is called as `Class(params, lr=...)`, with the model in place of
 `params` where the first argument is called `model`, and with a seeded `generator=` where it takes one. At steps at
@@ -55,6 +57,7 @@ from secondlook.optimizers.peers import beside_peers
 from secondlook.optimizers.trial import Make, Trial, steps_of, train
 from secondlook.problems.tasks import TASKS
 from secondlook.problems.tuning import TUNING_SEED
+from secondlook.suite import floors
 from secondlook.suite.errors import SecondLookError
 from secondlook.suite.named import load
 from secondlook.suite.runner import Run
@@ -73,6 +76,12 @@ METRICS: dict[str, dict[str, Any]] = {
     },
     "good_rates": {"label": "learning rates that reach the target of half a run", "unit": "%"},
     "step_time": {"label": "time of a step, AdamW = 1", "unit": "", "timing": True},
+    "floor": {
+        "label": "least time of its operations at the machine's best rates, over the time taken",
+        "unit": "%",
+        "timing": True,
+    },
+    "arithmetic": {"label": "arithmetic a second", "unit": "GFLOP/s", "timing": True},
     "own_time": {"label": "time of the optimizer's own arithmetic, AdamW = 1", "unit": "", "timing": True},
     "state": {"label": "memory of the optimizer's state, parameters = 1", "unit": ""},
     "peer_time": {"label": "time of a step, the other package = 1", "unit": "", "timing": True},
@@ -121,6 +130,7 @@ T, R = TypeVar("T"), TypeVar("R")
 LOWEST_LR, HIGHEST_LR = 1e-4, 10.0
 FACTORS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 TIMED_REPEATS, OWN_REPEATS, PEER_REPEATS = 2, 3, 5
+BESIDE_FLOOR = ("adamw", "adahessian")
 DIFFERENTIATE = ("adahessian", "fosi", "oasis")  # their own time is that of their Hessian-vector products
 
 
@@ -193,6 +203,8 @@ def benchmark(
         for name in calls:
             for repeat, ratio in enumerate(table[name] / table["adamw"]):
                 run.record("step_time", ratio, method=name, problem=problem, seed=repeat)
+        for name in BESIDE_FLOOR:
+            floors.record(run, calls[name], method=name, problem=problem)
     plain = {name: make for name, make in methods.items() if name not in DIFFERENTIATE}
     for name, ratio in own_times(plain, tensors, run.device, OWN_REPEATS).items():
         run.record("own_time", ratio, method=name, problem=f"{tensors} small tensors")

@@ -6,6 +6,7 @@ evaluations (NFE). `mse` is the mean square distance to the converged solution f
 alternating order. The statistics of DPM-Solver-v3 are measured once before; `statistics_time` says what they cost.
 Where `diffusers` is installed its schedulers take the same steps: `disagreement` is the largest difference of samples
 relative to the largest value (diffusers computes in single precision), `seconds` the time of both for the same batch.
+`floor` says how much of the time of two samplers their operations need at the machine's best rates (`suite.floors`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from secondlook.samplers.dpm_solver_v3.method import compute_ems
 from secondlook.samplers.dpm_solver_v3.multistep import EpsFn, MultistepSampler
 from secondlook.samplers.dpm_solver_v3.schedule import Schedule
 from secondlook.samplers.dpm_solver_v3.testbeds import BASELINES, TESTBEDS, Build, TestBed, v3_recipes
+from secondlook.suite import floors
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
 
@@ -30,6 +32,12 @@ METRICS = {
     "mse": {"label": "mean square error to the converged solution", "unit": "1", "step": "function evaluations"},
     "sample_time": {"label": "time per sample", "unit": "ms", "step": "function evaluations", "timing": True},
     "statistics_time": {"label": "time to measure the statistics", "unit": "s", "timing": True},
+    "floor": {
+        "label": "least time of its operations at the machine's best rates, over the time taken",
+        "unit": "%",
+        "timing": True,
+    },
+    "arithmetic": {"label": "arithmetic a second", "unit": "GFLOP/s", "timing": True},
     "seconds": {"label": "time for one batch", "unit": "s", "step": "function evaluations", "timing": True},
     "disagreement": {"label": "largest relative difference of samples", "unit": "1", "step": "function evaluations"},
 }
@@ -63,6 +71,7 @@ SCALES = {
     },
 }
 GRID = 1200
+BESIDE_FLOOR = ("dpm-solver++", "v3-3-c")
 
 
 def benchmark(
@@ -101,6 +110,8 @@ def benchmark(
         for row in times.itertuples():
             per_sample = 1000 * row.seconds / noises
             run.record("sample_time", per_sample, method=row.name, problem=problem, seed=row.repeat, step=timed_nfe)
+        for name in BESIDE_FLOOR:
+            floors.record(run, _solving(bed, samplers[name], x_T, timed_nfe), method=name, problem=problem)
         _against_diffusers(run, problem, bed, x_T, timed_nfe, repeats)
 
 

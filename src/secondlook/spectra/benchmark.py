@@ -20,7 +20,8 @@ On the other three, `agreement` is the share of answers of two independent metho
 stated errors allow. On all eight, bare products are timed on the same vectors (`hvp`, `hvp-block`), on the MLP also
 an eigenvalue solver, Hutchinson's estimate and Lanczos quadrature (`bench.workloads`). There `disagreement` is the
 largest difference between a peer's answer and ours, relative to the largest of ours; `dense_error` is the same for
-`extreme` against the dense Hessian.
+`extreme` against the dense Hessian. `floor` says how much of the time of our bare products their operations need at the
+machine's best rates (`suite.floors`).
 
 A method of yours joins by `--method MODULE:FACTORY`: `factory(model, loss, (x, y), params)` returns anything with
 `shape`, `dtype`, `device` and `@`; this package's algorithms then run on it, in every part.
@@ -84,6 +85,12 @@ METRICS: dict[str, dict[str, Any]] = {
     "reached": {"label": "accuracy reached", "unit": "%"},
     "agreement": {"label": "answers that agree within their stated errors", "unit": "%"},
     "seconds": {"label": "time", "unit": "s", "timing": True},
+    "floor": {
+        "label": "least time of its operations at the machine's best rates, over the time taken",
+        "unit": "%",
+        "timing": True,
+    },
+    "arithmetic": {"label": "arithmetic a second", "unit": "GFLOP/s", "timing": True},
     "disagreement": {"label": "largest relative difference from ours", "unit": "1"},
     "dense_error": {"label": "relative error against the dense Hessian", "unit": "1"},
 }

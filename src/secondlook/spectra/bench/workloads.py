@@ -24,6 +24,7 @@ from secondlook.curvature import eigsh, pack, probe_vectors, slq, trace, unpack
 from secondlook.spectra.bench.contestants import built, operator
 from secondlook.spectra.bench.networks import Network
 from secondlook.spectra.bench.peers import private_stream
+from secondlook.suite import floors
 from secondlook.suite.runner import Run
 from secondlook.suite.timing import interleaved
 
@@ -77,6 +78,8 @@ def workloads(
                 run.record("dense_error", error, method=peer, problem=problem)
         for row in interleaved(entries, repeats=repeats).itertuples():
             run.record("seconds", row.seconds, method=row.name, problem=problem, seed=row.repeat)
+        if workload in ALONE:
+            floors.record(run, entries["secondlook"], method="secondlook", problem=problem)
 
 
 def _contestants(method: str | None, t: Task) -> dict[str, dict[str, Answer]]:
