@@ -15,7 +15,7 @@ from secondlook.problems.datasets import Dataset
 from secondlook.problems.images import ImageProblem
 from secondlook.problems.models import digits_cnn, mlp, resnet20
 from secondlook.problems.pairing import first_stream
-from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit, minibatches
+from secondlook.problems.training import History, accuracy, cosine, cross_entropy, fit
 from secondlook.problems.tuning import TUNING_SEED, least
 from secondlook.suite.runner import Run
 
@@ -77,10 +77,7 @@ class Setting:
         AdaHessian's steps cost two backward passes: it has half the epochs.
         """
         name, stream = arm.removesuffix("-copy"), first_stream(arm, seed, 3)
-        device = self.data.train.x.device
-        model = self.problem.model(generator=torch.Generator().manual_seed(stream)).to(device)
-        shuffle = torch.Generator(device).manual_seed(stream + 1)
-        batches = minibatches(*self.data.train, self.batch_size, shuffle, self.problem.augment)
+        model, batches = self.problem.start(self.data, self.batch_size, stream)
         epochs = math.ceil(self.epochs / 2) if name == "adahessian" else self.epochs
         steps = epochs * batches.steps_per_epoch
         decay, opt = cosine(steps), optimizer(name, model, lr, self.every, stream + 2)

@@ -80,10 +80,7 @@ def train(
     """
     # Arms with one seed share start and batches, so they can be paired.
     stream = first_stream(arm, seed, 3)
-    device = data.train.x.device
-    model = problem.model(generator=torch.Generator().manual_seed(stream)).to(device)
-    shuffle = torch.Generator(device).manual_seed(stream + 1)
-    batches = minibatches(*data.train, batch_size, shuffle, problem.augment)
+    model, batches = problem.start(data, batch_size, stream)
     steps = epochs * batches.steps_per_epoch
 
     @torch.no_grad()

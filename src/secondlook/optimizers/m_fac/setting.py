@@ -13,7 +13,7 @@ from secondlook.problems.datasets import Dataset
 from secondlook.problems.images import ImageProblem
 from secondlook.problems.models import digits_cnn, mlp, resnet20
 from secondlook.problems.pairing import first_stream
-from secondlook.problems.training import History, accuracy, cross_entropy, fit, minibatches, step_decay
+from secondlook.problems.training import History, accuracy, cross_entropy, fit, step_decay
 
 LOSS_ROWS = 2048  # training examples on which the training loss is read
 
@@ -54,10 +54,7 @@ def train(
     """One run, its learning rate x 0.1 after half and three quarters of the epochs; a row at the end, or every epoch
     of a `curve`."""
     stream = first_stream(arm, seed, 3)
-    device = data.train.x.device
-    model = problem.model(generator=torch.Generator().manual_seed(stream)).to(device)
-    shuffle = torch.Generator(device).manual_seed(stream + 1)
-    batches = minibatches(*data.train, batch_size, shuffle, problem.augment)
+    model, batches = problem.start(data, batch_size, stream)
     steps = epochs * batches.steps_per_epoch
 
     @torch.no_grad()
