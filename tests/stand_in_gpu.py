@@ -35,22 +35,10 @@ WAITS = {
     aten.unique_consecutive.default,
     aten.unique_dim.default,
 }
-FACTORIES = (
-    "arange",
-    "empty",
-    "empty_permuted",
-    "empty_strided",
-    "eye",
-    "full",
-    "linspace",
-    "logspace",
-    "ones",
-    "rand",
-    "randint",
-    "randn",
-    "randperm",
-)
-FACTORIES += ("scalar_tensor", "tril_indices", "triu_indices", "zeros")
+FACTORIES = {
+    *("arange", "empty", "empty_permuted", "empty_strided", "eye", "full", "linspace", "logspace", "ones", "rand"),
+    *("randint", "randn", "randperm", "scalar_tensor", "tril_indices", "triu_indices", "zeros"),
+}
 
 
 def _memory(t: Tensor) -> list[torch.UntypedStorage]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import run
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -215,6 +216,7 @@ def test_plot_places_effect_control_and_printed_number(results):
     assert len(ratio.plot.edges) == 2
 
 
+@hypothesis.example([(5e-324, 5e-324)])
 @given(st.lists(st.tuples(st.floats(-1e12, 1e12), st.floats(0, 1e6)), min_size=1, max_size=5))
 def test_dot_plot_stays_on_its_axis(pairs):
     plot = marks.dot_plot([(str(i), m, m - h, m + h) for i, (m, h) in enumerate(pairs)])

@@ -159,6 +159,7 @@ def kronfluence_scores(
             return self.compute_train_loss(batch, model)
 
     dtype, task = train[0].dtype, SummedCrossEntropy()
+    State._reset_state()  # it would keep the first device that it saw in this process
     state = State(cpu=train[0].device.type == "cpu")
     factor_args = FactorArguments(
         strategy=strategy,

@@ -86,7 +86,7 @@ def duration(seconds: float | None) -> str:
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers between two limits."""
-    if not high > low:
+    if not high - low > 1e-300:  # numbers smaller still have too few digits to divide
         return [low]
     raw = (high - low) / about
     base = 10.0 ** math.floor(math.log10(raw))
