@@ -463,3 +463,15 @@ def test_fewer_rows_are_rows_of_the_same_run():
     each, second = (experiment.train("adam", 0.1, 0, setting, data, every=n, **recipe) for n in (1, 2))
     assert second.column("step") == [4, 8]
     assert second.column("train_loss") == each.column("train_loss")[1::2]
+
+
+def test_no_vector_of_an_earlier_group_is_kept():
+    """A parameter without a gradient falls behind: the others are joined afresh, and the first vectors are let go."""
+    params = [torch.ones(3, requires_grad=True) for _ in range(5)]
+    optimizer = AdaHessian(params, lr=0.01, generator=seeded(0))
+    for here in (params, params[1:], params[1:]):
+        optimizer.zero_grad()
+        sum((p**4).sum() for p in here).backward(create_graph=True)
+        optimizer.step()
+    kept = [whole for whole, *_ in optimizer.vectors._kept.values()]
+    assert [len(whole) for whole in kept] == [12, 12]  # both averages of the four

@@ -118,24 +118,30 @@ class Joined:
         self, join: Callable[[list[Tensor]], Tensor], part: Callable[[Tensor, list[Tensor]], Sequence[Tensor]]
     ) -> None:
         self._join, self._part = join, part
-        self._kept: dict[tuple[int, str], tuple[Tensor, Sequence[Tensor]]] = {}
+        self._kept: dict[tuple[int, str], tuple[Tensor, Sequence[Tensor], list[dict[str, Any]]]] = {}
 
     def gather(self, states: list[dict[str, Any]], name: str) -> Tensor:
         """What the states have under `name`, joined; from then on they hold its parts."""
         own = [state[name] for state in states]
-        whole, parts = self._kept.get((id(states[0]), name), (None, ()))
+        whole, parts, _ = self._kept.get((id(states[0]), name), (None, (), None))
         if len(own) == len(parts) and all(map(is_, own, parts)):
             return whole
         whole = self._join(own)
         self.keep(states, name, whole)
+        # Other states together than before: what they have left is let go.
+        self._kept = {key: kept for key, kept in self._kept.items() if _held(key[1], *kept[1:])}
         return whole
 
     def keep(self, states: list[dict[str, Any]], name: str, values: Tensor) -> None:
         """Give each state its part of `values`."""
         parts = self._part(values, [state.get(name) for state in states])
-        self._kept[id(states[0]), name] = values, parts
+        self._kept[id(states[0]), name] = values, parts, states
         for state, own in zip(states, parts, strict=True):
             state[name] = own
+
+
+def _held(name: str, parts: Sequence[Tensor], states: list[dict[str, Any]]) -> bool:
+    return all(state.get(name) is part for part, state in zip(parts, states, strict=True))
 
 
 def check_range(
