@@ -20,13 +20,10 @@ def check_square(A: "Tensor | SymmetricOperator") -> int:
     return A.shape[0]
 
 
-NOT_FINITE = "the matrix product is not finite: has the model diverged?"
-
-
 def check_finite(product: Tensor) -> None:
     """`ValueError` if a product is not finite."""
     if not bool(torch.isfinite(product).all()):
-        raise ValueError(NOT_FINITE)
+        raise ValueError("the matrix product is not finite: has the model diverged?")
 
 
 class SymmetricOperator(ABC):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf
-from operator import is_
 from typing import Any
 
 import torch
@@ -122,11 +121,10 @@ class Joined:
 
     def gather(self, states: list[dict[str, Any]], name: str) -> Tensor:
         """What the states have under `name`, joined; from then on they hold its parts."""
-        own = [state[name] for state in states]
         whole, parts, _ = self._kept.get((id(states[0]), name), (None, (), None))
-        if len(own) == len(parts) and all(map(is_, own, parts)):
+        if len(states) == len(parts) and _held(name, parts, states):
             return whole
-        whole = self._join(own)
+        whole = self._join([state[name] for state in states])
         self.keep(states, name, whole)
         # Other states together than before: what they have left is let go.
         self._kept = {key: kept for key, kept in self._kept.items() if _held(key[1], *kept[1:])}
@@ -141,6 +139,7 @@ class Joined:
 
 
 def _held(name: str, parts: Sequence[Tensor], states: list[dict[str, Any]]) -> bool:
+    """Whether the states still have those very tensors under `name`."""
     return all(state.get(name) is part for part, state in zip(parts, states, strict=True))
 
 

@@ -62,7 +62,7 @@ class Floor:
 
 def floor(call: Callable[[], object], device: str) -> Floor:
     """The floor of a call, which is made once."""
-    with _Operations(rates(str(device))) as seen:
+    with _Operations(rates(device)) as seen:
         call()
     return seen.floor
 
@@ -84,9 +84,9 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = op(*args, **kwargs)
-        name = op._schema.name.removeprefix("aten::")
+        name = op.overloadpacket.__name__
         if not op.is_view and name not in FREE:
-            count = flop_registry.get(op._overloadpacket)
+            count = flop_registry.get(op.overloadpacket)
             flops = float(count(*args, **kwargs, out_val=out)) if count else 0.0
             made = _bytes(out)
             moved = 2 * made if name in PICKING else made + _bytes((args, kwargs))

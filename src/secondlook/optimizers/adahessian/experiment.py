@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from secondlook.curvature.flat import pack, unpack
 from secondlook.optimizers.adahessian.method import AdaHessian, hutchinson_diag, spatial_mean
 from secondlook.problems import datasets
 from secondlook.problems.augment import crop_and_flip
@@ -224,21 +225,19 @@ def step_cost(run: Run, *, problem: str, batch_size: int, steps: int, repeats: i
 def exact_diagonal(model: nn.Module, batch: Split) -> list[Tensor]:
     """The Hessian diagonal of the loss, one tensor a parameter, by one product H e_i for every coordinate i."""
     names, params = zip(*((n, p.detach()) for n, p in model.named_parameters()), strict=True)
-    sizes = [p.numel() for p in params]
 
     def loss(flat: Tensor) -> Tensor:
-        parts = [s.view(p.shape) for s, p in zip(flat.split(sizes), params, strict=True)]
-        scores = torch.func.functional_call(model, dict(zip(names, parts, strict=True)), (batch.x,))
+        scores = torch.func.functional_call(model, dict(zip(names, unpack(flat, params), strict=True)), (batch.x,))
         return nn.functional.cross_entropy(scores, batch.y)
 
-    flat = torch.cat([p.flatten() for p in params])
+    flat = pack(params)
 
     def entry(e: Tensor) -> Tensor:
         return torch.func.jvp(torch.func.grad(loss), (flat,), (e,))[1] @ e
 
     eye = torch.eye(flat.numel(), dtype=flat.dtype, device=flat.device)
     diagonal = torch.func.vmap(entry, chunk_size=64)(eye)
-    return [d.view(p.shape) for d, p in zip(diagonal.split(sizes), params, strict=True)]
+    return unpack(diagonal, params)
 
 
 def estimator(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secondlook.curvature.flat import numel, unpack
 from secondlook.optimizers.adahessian.method import hutchinson_diag
 from secondlook.optimizers.base import Base, check_betas, check_count, check_range
 from secondlook.optimizers.sophia.bartlett import bartlett_diag
@@ -146,9 +147,8 @@ class Sophia(Base):
         self, grads: Sequence[Tensor], params: Sequence[Tensor], probe: Sequence[Tensor] | None
     ) -> list[Tensor]:
         if probe is None:
-            sizes = [p.numel() for p in params]
-            draw = torch.randn(sum(sizes), generator=self.generator, device=self.generator.device)
-            probe = [u.view(p.shape) for u, p in zip(draw.split(sizes), params, strict=True)]
+            draw = torch.randn(numel(params), generator=self.generator, device=self.generator.device)
+            probe = unpack(draw, params)
         return hutchinson_diag(grads, params, signed=True, probes=[probe], retain_graph=False)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
